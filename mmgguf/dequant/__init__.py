@@ -1,0 +1,1 @@
+"""Stored blocks → numbers, with ggml's exact bits."""

@@ -1,0 +1,95 @@
+"""Every error that mmgguf raises about a file.
+
+::
+
+    GGUFError                                the root: catch this one
+    ├── FormatError          (ValueError)    the bytes break a rule of the format
+    │   ├── NotGGUFError                     no GGUF magic; names the older ggml formats
+    │   ├── VersionError                     GGUF, but of a version that does not exist
+    │   └── TruncatedError   (EOFError)      the file ends before what its header announces
+    ├── SplitError           (ValueError)    shards that are missing, foreign or disagree
+    ├── UnknownTypeError     (TypeError)     data of a ggml type that this version does not know
+    ├── MetadataTypeError    (TypeError)     a typed getter met a value of another type
+    ├── NameNotFoundError    (KeyError)      no such tensor or metadata key
+    ├── FileChangedError     (RuntimeError)  the file is not the one that was opened
+    └── ClosedError          (ValueError)    the file was closed
+
+    MissingExtraError        (ImportError)   an optional dependency is not installed (not about a file)
+
+A message says where, what, got and limit.  What the operating system refuses (no such file, a directory, no
+permission) stays the ordinary `OSError`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClosedError",
+    "FileChangedError",
+    "FormatError",
+    "GGUFError",
+    "MetadataTypeError",
+    "MissingExtraError",
+    "NameNotFoundError",
+    "NotGGUFError",
+    "SplitError",
+    "TruncatedError",
+    "UnknownTypeError",
+    "VersionError",
+]
+
+
+class GGUFError(Exception):
+    """Root of every error about a file."""
+
+
+class FormatError(GGUFError, ValueError):
+    """The bytes break a rule of the GGUF format."""
+
+
+class NotGGUFError(FormatError):
+    """The file does not begin with the GGUF magic."""
+
+
+class VersionError(FormatError):
+    """The file says that it is GGUF of a version that this library cannot read."""
+
+
+class TruncatedError(FormatError, EOFError):
+    """The file ends before what was announced."""
+
+
+class SplitError(GGUFError, ValueError):
+    """The shards of a split model are missing, duplicate, foreign or disagree."""
+
+
+class UnknownTypeError(GGUFError, TypeError):
+    """The data of a tensor was asked for whose ggml type is unknown or was removed."""
+
+
+class MetadataTypeError(GGUFError, TypeError):
+    """A metadata value is not of the type that was asked for."""
+
+
+class NameNotFoundError(GGUFError, KeyError):
+    """No tensor or metadata key of that name."""
+
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument, which would put the whole sentence in quotes.
+        return str(self.args[0]) if self.args else ""
+
+
+class FileChangedError(GGUFError, RuntimeError):
+    """The file on disk is not, or no longer, the one that was opened."""
+
+
+class ClosedError(GGUFError, ValueError):
+    """The `GGUFFile` was closed."""
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed; get it with: pip install 'mmgguf[{extra}]'", name=package
+        )
