@@ -290,7 +290,8 @@ def _convert_array(
     target = NUMBERS[element_type].stored(byte_order)
     if value.dtype.kind == "b" and target.kind == "b":
         # A view of stored bytes may hold trues other than 1.
-        return np.not_equal(value.view(np.uint8), 0)
+        truth: np.ndarray[Any, Any] = value.view(np.uint8) != 0
+        return truth
     if value.dtype.kind not in ("iu" if target.kind in "iu" else "iuf") or target.kind == "b":
         raise TypeError(f"{where}: {element_type.name} does not take an array of {value.dtype}")
     if target.kind in "iu" and value.size:
