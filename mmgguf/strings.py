@@ -1,0 +1,317 @@
+"""Arrays of strings: finding where each one begins without visiting them one by one, and decoding lazily.
+
+In a GGUF file an array of strings is a chain: an eight-byte length, that many bytes, the next length, and so on.
+To find the end of the array, let alone an element, the whole chain has to be walked, and vocabularies have half a
+million links.  `walk` does it with a few numpy operations per window instead:
+
+A length below 256 is one byte and seven zeros, and any run of seven zeros holds exactly one *aligned* four-byte
+word that is zero.  So every zero word proposes one string.  Where it would begin and how long it would be follows from
+the word before it (its highest non-zero byte is the length); the bytes after it must be the rest of the
+zeros.  Proposals that form an unbroken chain from a known beginning are strings.  Where the chain breaks (a length of
+256 and more, an empty string, a NUL inside a string) one link is walked by hand.  The result is exact for any bytes:
+proposals are only believed when the chain leads to them.
+
+In a big-endian file the length is the last of the eight bytes and the picture is mirrored.  Version 1 has four-byte
+lengths, which need not hold an aligned zero word, and is walked by hand.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from .blocks import ByteOrder
+from .errors import FormatError, TruncatedError
+from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
+
+__all__ = ["Chain", "StringArray", "decode", "scan"]
+
+#: Bytes looked at together: about what a core's second-level cache holds along with the intermediate arrays.
+WINDOW: Final = 256 * 1024
+
+_FF_TO_NUL: Final = bytes(range(255)) + b"\0"
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+def decode(data: bytes) -> str:
+    """UTF-8 to str; bytes that are not UTF-8 become surrogates, from which `str.encode` can bring them back."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+class Chain:
+    """How strings are stored in one file: the byte order and the width of their lengths (4 in version 1)."""
+
+    __slots__ = ("byte_order", "prefix", "unpack_from", "width")
+
+    def __init__(self, byte_order: ByteOrder, width: int = 8) -> None:
+        self.byte_order: ByteOrder = byte_order
+        self.width = width
+        self.prefix = struct.Struct((">" if byte_order == "big" else "<") + ("Q" if width == 8 else "I"))
+        self.unpack_from = self.prefix.unpack_from
+
+    def walk(self, window: UInt8Array, count: int, starts: list[npt.NDArray[np.int64]] | None) -> tuple[int, int]:
+        """Follow the chain from the first byte of a window.
+
+        Parameters
+        ----------
+        window : uint8 array, shape (n,)
+            Its first byte is that of a length.  The memory must be aligned to four bytes.
+        count : int
+            How many strings there are at most.
+        starts : list, optional
+            Gets arrays of int64: where, in this window, the lengths of the strings begin.
+
+        Returns
+        -------
+        found : int
+            How many strings begin in the window with their whole length inside it.
+        end : int
+            Where the last of them ends; this may lie beyond the window, but for its length nothing there was looked at.
+        """
+        if self.width != 8 or len(window) < 64:
+            return self._step(window, 0, count, starts)
+        proposed, ends = self._propose(window)
+        breaks = np.flatnonzero(proposed[1:] != ends[:-1])
+        if len(breaks) * 8 > len(proposed) or not len(proposed):
+            # Hardly a chain at all.  One plain loop costs less than many short leaps.
+            return self._step(window, 0, count, starts)
+        last_of_run: list[int] = breaks.tolist()
+        last_of_run.append(len(proposed) - 1)
+        run = index = position = found = 0
+        limit = len(window) - 8
+        while found < count and position <= limit:
+            if index < len(proposed) and proposed[index] == position:
+                while last_of_run[run] < index:
+                    run += 1
+                taken = min(last_of_run[run] - index + 1, count - found)
+                if starts is not None:
+                    starts.append(proposed[index : index + taken])
+                found += taken
+                index += taken
+                position = int(ends[index - 1])
+            else:
+                if starts is not None:
+                    starts.append(np.array([position], np.int64))
+                found += 1
+                position += 8 + self.unpack_from(window.data, position)[0]
+                index = int(proposed.searchsorted(position)) if position <= limit else 0
+        return found, position
+
+    def _propose(self, window: UInt8Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where strings shorter than 256 bytes might begin and end, ascending."""
+        big = self.byte_order == "big"
+        words = window[: len(window) & ~3].view(">u4" if big else "<u4")
+        # The neighbours on both sides are looked at too, so the first and the last word cannot be the zero.
+        zeros = np.flatnonzero(words[1:-1] == 0)
+        before, after = words[zeros], words[zeros + 2]
+        if big:
+            before, after = after.astype(np.uint32), before.astype(np.uint32)
+        # Which byte of its word the length is: the highest that is not zero.
+        shift = (before > 0xFF).view(np.uint8)
+        shift = shift + (before > 0xFFFF).view(np.uint8)
+        shift += (before > 0xFFFFFF).view(np.uint8)
+        zeros <<= 2
+        if big:
+            zeros += 4
+            zeros -= shift
+        else:
+            zeros += shift
+        shift <<= 3
+        ends = zeros + (before >> shift)
+        ends += 8
+        # `shift` bits of the word on the other side belong to the length as well, and have to be zero.
+        rest = after << (32 - shift)  # nothing where `shift` is 0
+        if rest.any():
+            exact = rest == 0
+            zeros, ends = zeros[exact], ends[exact]
+        return zeros, ends
+
+    def _step(
+        self, window: UInt8Array, position: int, count: int, starts: list[npt.NDArray[np.int64]] | None
+    ) -> tuple[int, int]:
+        """`walk`, one string at a time."""
+        data, unpack_from, width = window.tobytes(), self.unpack_from, self.width
+        limit = len(data) - width
+        found: list[int] = []
+        while position <= limit and len(found) < count:
+            found.append(position)
+            position += width + unpack_from(data, position)[0]
+        if starts is not None:
+            starts.append(np.array(found, np.int64))
+        return len(found), position
+
+
+def scan(seeker: BufferedSeeker, count: int, chain: Chain, what: str, keep: bool = False) -> tuple[int, list[bytes]]:
+    """Pass over an array of `count` strings, from the seeker's position to the array's end.
+
+    Fetches nothing beyond the array but what the seeker's buffer holds.
+
+    Returns
+    -------
+    nbytes : int
+        Bytes that the array takes in the file.
+    pieces : list of bytes
+        These bytes, where `keep` asks for them.
+
+    Raises
+    ------
+    TruncatedError
+        A string ends behind the end of the file.
+    """
+    beginning = position = seeker.tell()
+    size, width = seeker.size, chain.width
+    scratch = np.empty(min(WINDOW, max(count * width, DEFAULT_BUFFER_SIZE)), np.uint8)
+    pieces: list[bytes] = []
+    left = count
+    while left:
+        # Each string to come takes a length at least, so this much cannot be beyond the array.  Towards its end, what
+        # lies in the buffer anyway saves many small steps.
+        safe = left * width
+        if safe < DEFAULT_BUFFER_SIZE:
+            safe = max(safe, seeker.buffered)
+        window = scratch[: min(len(scratch), safe)]
+        seeker.readinto(window, what)
+        found, end = chain.walk(window, left, None)
+        position += end
+        left -= found
+        if position + left * width > size:
+            raise TruncatedError(
+                f"{what}: string {count - left - 1} of {count} ends at byte {position}, and {left} more are to come, "
+                f"but the file has {size} bytes: download incomplete?"
+            )
+        if keep:
+            pieces.append(window[:end].tobytes())
+            if end > len(window):
+                pieces.append(seeker.read(end - len(window), what))
+        if end != len(window):
+            seeker.seek(position)
+    return position - beginning, pieces
+
+
+class StringArray(Sequence[str]):
+    """The strings of a metadata array, decoded when they are touched.
+
+    A read-only sequence: ``len``, index, slice (a list), iteration, ``==``.  Bytes that are not UTF-8 come as
+    surrogates (``surrogateescape``); `bytes` gives any element as it is stored.
+
+    Parameters
+    ----------
+    data : uint8 array
+        The array's bytes in the file: the chain of lengths and strings.
+    count : int
+        Number of strings.
+    chain : Chain
+        How they are stored.
+    """
+
+    __slots__ = ("_chain", "_count", "_data", "_offsets")
+
+    def __init__(self, data: UInt8Array, count: int, chain: Chain) -> None:
+        self._data = data
+        self._count = count
+        self._chain = chain
+        self._offsets: npt.NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def bytes(self, index: int) -> bytes:
+        """Element `index` as stored, without its length."""
+        index = operator.index(index)
+        if not -self._count <= index < self._count:
+            raise IndexError(f"string {index} of an array of {self._count}")
+        index %= self._count
+        offsets = self._index()
+        start, end = int(offsets[index]) + self._chain.width, int(offsets[index + 1])
+        return self._data[start:end].tobytes()
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if not isinstance(index, slice):
+            return decode(self.bytes(index))
+        start, stop, step = index.indices(self._count)
+        if step == 1:
+            return list(itertools.chain.from_iterable(self._portions(start, stop)))
+        return [decode(self.bytes(i)) for i in range(start, stop, step)]
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.chain.from_iterable(self._portions(0, self._count))
+
+    def _portions(self, start: int, stop: int) -> Iterator[list[str]]:
+        # Portions that grow: who stops early has decoded little, and the largest still fit a core's cache.
+        size = 64
+        while start < stop:
+            yield self._strings(start, min(start + size, stop))
+            start += size
+            size = min(size * 8, 32768)
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == item for item in self)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str | bytes) or not isinstance(other, Sequence):
+            return NotImplemented
+        return len(other) == self._count and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # as for any container that compares by value
+
+    def __repr__(self) -> str:
+        shown = ", ".join(repr(item) for item in self[:3])
+        return f"<StringArray of {self._count}: [{shown}{', …' if self._count > 3 else ''}]>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+    def _index(self) -> npt.NDArray[Any]:
+        """Where each string's length begins, and at the end where the last string ends: count + 1 offsets."""
+        if self._offsets is None:
+            data = self._data
+            offsets = np.empty(self._count + 1, np.uint32 if len(data) < 1 << 32 else np.uint64)
+            position = done = 0
+            while done < self._count:
+                starts: list[npt.NDArray[np.int64]] = []
+                window = data[position : position + WINDOW].copy()  # aligned
+                found, end = self._chain.walk(window, self._count - done, starts)
+                if not found or position + end > len(data):
+                    raise FormatError(f"array of {self._count} strings: its bytes changed since the file was opened")
+                for part in starts:
+                    np.add(part, position, out=offsets[done : done + len(part)], casting="unsafe")
+                    done += len(part)
+                position += end
+            offsets[self._count] = position
+            self._offsets = offsets
+        return self._offsets
+
+    def _strings(self, start: int, stop: int) -> list[str]:
+        """Elements start to stop, all at once.
+
+        In a copy, each length becomes one 0xFF and seven NULs.  Dropping all NULs, turning 0xFF into NUL, decoding
+        the whole and splitting it there is work done in C throughout.  A string with a NUL of its own shows in
+        the number of NULs, one with 0xFF in the number of pieces: then they are decoded one by one.
+        """
+        if stop - start < 2:
+            return [decode(self.bytes(start))]
+        data, width = self._data, self._chain.width
+        offsets = self._index()[start : stop + 1].astype(np.intp)
+        text = data[offsets[0] : offsets[-1]].copy()
+        heads = offsets[:-1] - offsets[0]
+        mark, zeros = (width - 1, range(width - 1)) if self._chain.byte_order == "big" else (0, range(1, width))
+        long = heads[np.diff(offsets) >= 256 + width]
+        for i in zeros:
+            text[long + i] = 0
+        text[heads + mark] = 0xFF
+        if len(text) - np.count_nonzero(text) == len(heads) * (width - 1):
+            pieces = decode(text.tobytes().translate(_FF_TO_NUL, b"\0")).split("\0")
+            if len(pieces) == len(heads) + 1:
+                return pieces[1:]
+        return [decode(data[a + width : b].tobytes()) for a, b in itertools.pairwise(offsets.tolist())]
