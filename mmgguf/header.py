@@ -1,0 +1,397 @@
+"""The header of a GGUF file: bytes → `Header`, with every structural check.
+
+The format, as the specification (``ggml/docs/gguf.md``) has it.  All numbers are little-endian unless the version says
+otherwise; ``str`` is a u64 length and that many bytes, without terminator::
+
+    magic "GGUF" · version u32 · tensor_count u64 · metadata_kv_count u64
+    metadata_kv_count × ( key str · value type u32 · value )
+    tensor_count × ( name str · n_dims u32 · ne u64[n_dims] · ggml type u32 · offset u64 )
+    padding to `general.alignment` (default 32)
+    data section: each tensor at data_offset + offset, padded to the alignment
+
+    value types   0 u8   1 i8   2 u16   3 i16   4 u32   5 i32   6 f32   7 bool   8 str
+                  9 array: element type u32 · count u64 · elements   10 u64   11 i64   12 f64
+
+Version 1 has u32 for string lengths, counts, array lengths and ``ne``.  Versions 2 and 3 share a layout.
+
+Where this reader is not as the specification says, and why:
+
+* "The alignment is a multiple of 8": powers of two are taken, which is what ggml checks.
+* "A model is big-endian": nothing in the file says so.  The version does: its low 16 bits are zero when read in the
+  wrong order.  Some writers reverse the magic too (``FUGG``).
+* "Keys are lower_snake_case, names at most 64 bytes": files in the wild break both.  They are read, and `mmgguf.verify`
+  reports them.  Empty and repeated keys are refused, as ggml does, and so are repeated tensor names.
+* Arrays of arrays, which the specification allows, are refused, as ggml does.
+* "Offsets must be a multiple of the alignment": yes.  ggml also wants the running sum of padded sizes.  Here each
+  tensor has to lie inside the file and none may overlap; holes and other orders are for `mmgguf.verify`.
+* An unknown ggml type is not an error until its data is touched.
+
+Nothing is allocated on the word of the file: every count is first compared with the bytes that remain, divided by
+the least that one item can take.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from types import MappingProxyType
+from typing import Any, BinaryIO, Final
+
+from .blocks import ByteOrder, Layout, layout_of
+from .constants import (
+    DEFAULT_ALIGNMENT,
+    LEGACY_MAGICS,
+    MAGIC,
+    MAGIC_REVERSED,
+    MAX_DIMS,
+    GGMLType,
+    ValueType,
+)
+from .errors import FormatError, NotGGUFError, TruncatedError, UnknownTypeError, VersionError
+from .metadata import ArrayInfo, Metadata, RetainedArrays
+from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
+from .strings import Chain, decode, scan
+from .values import NUMBERS
+
+__all__ = ["Header", "TensorInfo", "parse_header", "read_header"]
+
+#: ggml keeps ``ne`` and sizes in int64, numpy in ssize_t.
+_MAX_INT: Final = (1 << 63) - 1
+_GGML_TYPES: Final[dict[int, GGMLType]] = {int(t): t for t in GGMLType}
+_VALUE_TYPES: Final[dict[int, ValueType]] = {int(t): t for t in ValueType}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a file says of a tensor.
+
+    Attributes
+    ----------
+    name : str
+        Its name; bytes that are not UTF-8 are surrogates.
+    ne : tuple of int
+        Dimensions as stored, fastest first.
+    type : GGMLType or int
+        The ggml type; a plain int if unknown.
+    offset : int
+        Where its data begins, in bytes from the start of the data section.
+    """
+
+    name: str
+    ne: tuple[int, ...]
+    type: GGMLType | int
+    offset: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`ne` reversed: numpy's order."""
+        return self.ne[::-1]
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.ne)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of its blocks; raises `UnknownTypeError` for an unknown ggml type."""
+        layout = layout_of(self.type)
+        if layout is None:
+            raise UnknownTypeError(f"{self.name}: unknown ggml type {int(self.type)}; a newer mmgguf may know it")
+        return layout
+
+    @property
+    def row_size(self) -> int:
+        """Bytes per row of ``ne[0]`` elements; raises `UnknownTypeError`."""
+        layout = self.layout
+        return (self.ne[0] if self.ne else 1) // layout.block_size * layout.type_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data, without padding; raises `UnknownTypeError`."""
+        return self.row_size * math.prod(self.ne[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything in front of a file's data section.
+
+    Attributes
+    ----------
+    version : int
+        1, 2 or 3.
+    byte_order : {"little", "big"}
+        Of the header and of the data.
+    metadata : Metadata
+        The key-value pairs.
+    tensors : Mapping of str to TensorInfo
+        In the file's order.
+    alignment : int
+        In bytes; a power of two.
+    data_offset : int
+        Where the data section begins, in bytes from the start of the file.
+    nbytes : int
+        Bytes of the header itself, before the padding that leads to `data_offset`.
+    """
+
+    version: int
+    byte_order: ByteOrder
+    metadata: Metadata
+    tensors: Mapping[str, TensorInfo]
+    alignment: int
+    data_offset: int
+    nbytes: int
+
+
+def read_header(file: BinaryIO | Any, buffer_size: int = DEFAULT_BUFFER_SIZE) -> Header:
+    """Read the header of a GGUF file from any seekable binary file object, a remote one too.
+
+    Parameters
+    ----------
+    file : binary file object
+        Its first byte is the file's.  It stays open; no more is read of it than the header and one buffer.
+    buffer_size : int, default 65536
+        Bytes to fetch at a time.
+
+    Returns
+    -------
+    Header
+        Its metadata arrays are kept in memory, and do not need the file any more.
+
+    Raises
+    ------
+    GGUFError
+        The bytes are not a GGUF header; `mmgguf.errors` has the kinds.
+    """
+    return parse_header(BufferedSeeker(file, buffer_size), RetainedArrays())
+
+
+def parse_header(seeker: BufferedSeeker, retained: RetainedArrays | None = None) -> Header:
+    """`read_header` on a seeker.  Without `retained`, metadata arrays need `Metadata.bind` before they are touched."""
+    return _Parser(seeker, retained).header()
+
+
+class _Parser:
+    def __init__(self, seeker: BufferedSeeker, retained: RetainedArrays | None) -> None:
+        self.seeker = seeker
+        self.retained = retained
+        self.version, self.byte_order = self._version()
+        order = ">" if self.byte_order == "big" else "<"
+        width = 4 if self.version == 1 else 8
+        self.chain = Chain(self.byte_order, width)
+        self.u32 = struct.Struct(order + "I")
+        self.size_t = self.chain.prefix
+        self.numbers = {type_: struct.Struct(order + row.code) for type_, row in NUMBERS.items()}
+        ne = "I" if self.version == 1 else "Q"
+        # What follows n_dims in a tensor info: ne, ggml type, offset.
+        self.info_tails = [struct.Struct(f"{order}{n}{ne}IQ") for n in range(MAX_DIMS + 1)]
+
+    def _version(self) -> tuple[int, ByteOrder]:
+        size = self.seeker.size
+        magic = self.seeker.read(min(4, size))
+        if magic in LEGACY_MAGICS:
+            raise NotGGUFError(
+                f"this is a {LEGACY_MAGICS[magic]} file, a format from before GGUF: convert it with llama.cpp's "
+                "convert_llama_ggml_to_gguf.py, or get the model as GGUF"
+            )
+        if len(magic) < 4 and MAGIC.startswith(magic):
+            raise TruncatedError(f"magic: needs 4 bytes, file has {size}: download incomplete?")
+        if magic not in (MAGIC, MAGIC_REVERSED):
+            raise NotGGUFError(f"not a GGUF file: begins with {magic!r}, not {MAGIC!r}")
+        raw = self.seeker.read(4, "version")
+        version = int.from_bytes(raw, "little")
+        byte_order: ByteOrder = "little"
+        if version & 0xFFFF == 0:
+            version, byte_order = int.from_bytes(raw, "big"), "big"
+        if version not in (1, 2, 3):
+            raise VersionError(f"GGUF version {version} at byte 4: versions 1, 2 and 3 can be read")
+        return version, byte_order
+
+    def header(self) -> Header:
+        tensor_count = self.size("tensor count")
+        kv_count = self.size("metadata key-value count")
+        width = self.size_t.size
+        # A pair has at least a key of one byte, a value type and a byte; a tensor the length of a name, n_dims, type
+        # and offset.
+        self.require(kv_count, width + 6, "metadata key-value count")
+        self.require(tensor_count, width + 16, "tensor count")
+        metadata = self.metadata(kv_count)
+        alignment = self.alignment(metadata)
+        infos, nbytes = self.tensor_infos(tensor_count)
+        data_offset = -(-nbytes // alignment) * alignment
+        self.check_data(infos, alignment, data_offset)
+        return Header(self.version, self.byte_order, metadata, MappingProxyType(infos), alignment, data_offset, nbytes)
+
+    def size(self, what: str) -> int:
+        value: int = self.seeker.unpack(self.size_t, what)[0]
+        return value
+
+    def require(self, count: int, least: int, what: str) -> None:
+        """Refuse a count that the rest of the file cannot hold, at `least` bytes for each item."""
+        seeker = self.seeker
+        remaining = seeker.remaining
+        if count * least > remaining:
+            raise TruncatedError(
+                f"{what} {count} before byte {seeker.tell()} needs at least {count * least} bytes, {remaining} remain "
+                f"(file has {seeker.size}): download incomplete?"
+            )
+
+    def string(self, what: str) -> str:
+        length = self.size(what)
+        self.require(length, 1, f"{what}: length")
+        return decode(self.seeker.read(length, what))
+
+    def metadata(self, count: int) -> Metadata:
+        values: dict[str, Any] = {}
+        types: dict[str, ValueType] = {}
+        for number in range(count):
+            where = self.seeker.tell()
+            key = self.string("metadata key")
+            if not key:
+                raise FormatError(f"metadata pair {number} at byte {where}: the key is empty")
+            if key in values:
+                raise FormatError(f"metadata pair {number} at byte {where}: the key {key!r:.100} was there before")
+            types[key] = type_ = self.value_type(f"{key!r:.100}")
+            values[key] = self.value(key, type_)
+        return Metadata(values, types, self.chain, self.retained)
+
+    def value_type(self, what: str) -> ValueType:
+        number = self.seeker.unpack(self.u32, what)[0]
+        type_ = _VALUE_TYPES.get(number)
+        if type_ is None:
+            raise FormatError(f"{what}: value type {number} at byte {self.seeker.tell() - 4}, the last one is 12")
+        return type_
+
+    def value(self, key: str, type_: ValueType) -> Any:
+        if type_ is ValueType.STRING:
+            return self.string(f"{key!r:.100}")
+        if type_ is ValueType.ARRAY:
+            return self.array(f"{key!r:.100}")
+        return self.seeker.unpack(self.numbers[type_], key)[0]
+
+    def array(self, what: str) -> ArrayInfo:
+        element_type = self.value_type(f"{what}: element")
+        if element_type is ValueType.ARRAY:
+            raise FormatError(f"{what}: array of arrays at byte {self.seeker.tell() - 4}; ggml refuses these too")
+        count = self.size(what)
+        is_string = element_type is ValueType.STRING
+        least = self.size_t.size if is_string else NUMBERS[element_type].dtype.itemsize
+        self.require(count, least, f"{what}: array length")
+        offset = self.seeker.tell()
+        if is_string:
+            nbytes, pieces = scan(self.seeker, count, self.chain, what, keep=self.retained is not None)
+        else:
+            nbytes = count * least
+            pieces = [self.seeker.read(nbytes, what)] if self.retained is not None else []
+            if self.retained is None:
+                self.seeker.seek(offset + nbytes)
+        if self.retained is not None and nbytes:
+            self.retained.keep(offset, b"".join(pieces))
+        return ArrayInfo(element_type, count, offset, nbytes)
+
+    def alignment(self, metadata: Metadata) -> int:
+        key = "general.alignment"
+        if key not in metadata:
+            return DEFAULT_ALIGNMENT
+        type_ = metadata.type_of(key)
+        if type_ is not ValueType.UINT32:
+            raise FormatError(f"{key}: stored as {type_.name}, must be UINT32")
+        alignment: int = metadata[key]
+        if alignment == 0 or alignment & (alignment - 1):
+            raise FormatError(f"{key}: {alignment} is not a power of two")
+        return alignment
+
+    def tensor_infos(self, count: int) -> tuple[dict[str, TensorInfo], int]:
+        """The tensor infos by name, and where in the file they end.
+
+        Parsed from what the seeker has buffered, in place: one call per buffer instead of one per field.
+        """
+        seeker, size_t, u32, tails = self.seeker, self.size_t.unpack_from, self.u32.unpack_from, self.info_tails
+        width = self.size_t.size
+        infos: dict[str, TensorInfo] = {}
+        buffer, position, origin = b"", 0, seeker.tell()
+
+        def fetch(needed: int) -> None:
+            # Drops what was parsed; afterwards `needed` bytes are there from position 0.
+            nonlocal buffer, position, origin
+            rest = buffer[position:]
+            origin += position
+            more = max(needed - len(rest), seeker.buffered)
+            buffer, position = rest + seeker.read(more, f"tensor info {len(infos)} of {count}"), 0
+
+        for number in range(count):
+            if position + width > len(buffer):
+                fetch(width)
+            (length,) = size_t(buffer, position)
+            if position + width + length + 4 > len(buffer):
+                if length > seeker.size:
+                    raise TruncatedError(
+                        f"tensor info {number} at byte {origin + position}: name of {length} bytes, "
+                        f"file has {seeker.size}: download incomplete?"
+                    )
+                fetch(width + length + 4)
+            start = position + width
+            name = decode(buffer[start : start + length])
+            (n_dims,) = u32(buffer, start + length)
+            if n_dims > MAX_DIMS:
+                raise FormatError(
+                    f"{name!r:.100}: {n_dims} dimensions, at most {MAX_DIMS} (tensor info at byte {origin + position})"
+                )
+            tail = tails[n_dims]
+            if start + length + 4 + tail.size > len(buffer):
+                fetch(width + length + 4 + tail.size)
+                start = position + width
+            *ne, type_id, offset = tail.unpack_from(buffer, start + length + 4)
+            if name in infos:
+                raise FormatError(
+                    f"{name!r:.100}: two tensors of that name (second tensor info at byte {origin + position})"
+                )
+            infos[name] = TensorInfo(name, tuple(ne), _GGML_TYPES.get(type_id, type_id), offset)
+            position = start + length + 4 + tail.size
+        return infos, origin + position
+
+    def check_data(self, infos: dict[str, TensorInfo], alignment: int, data_offset: int) -> None:
+        """Every tensor has whole blocks, is aligned, lies inside the file and overlaps no other."""
+        available = self.seeker.size - data_offset
+        extents: list[tuple[int, int, str]] = []
+        furthest, last = 0, ""
+        for info in infos.values():
+            name, ne, offset = info.name, info.ne, info.offset
+            if offset % alignment:
+                raise FormatError(f"{name!r:.100}: offset {offset} is not a multiple of the alignment {alignment}")
+            layout = layout_of(info.type)
+            if layout is None:
+                nbytes = 0
+            else:
+                row = ne[0] if ne else 1
+                if row % layout.block_size:
+                    raise FormatError(
+                        f"{name!r:.100}: row of {row} elements is not a multiple of {GGMLType(info.type).name}'s "
+                        f"block size {layout.block_size}"
+                    )
+                nbytes = math.prod(ne) // layout.block_size * layout.type_size
+                # An empty tensor too: numpy refuses shapes whose other dimensions alone are too large.
+                if not nbytes and math.prod(n for n in ne if n) * layout.type_size > _MAX_INT:
+                    raise FormatError(f"{name!r:.100}: dimensions {ne} are beyond 64 bits")
+            end = offset + nbytes
+            if end > furthest:
+                furthest, last = end, name
+            if nbytes:
+                extents.append((offset, end, name))
+        if furthest > max(available, 0):
+            info = infos[last]
+            raise TruncatedError(
+                f"{last!r:.100}: ends at byte {data_offset + furthest} (dimensions {info.ne}, offset {info.offset}): "
+                f"needs {data_offset + furthest} bytes, file has {self.seeker.size}: download incomplete?"
+            )
+        extents.sort(key=itemgetter(0, 1))
+        previous_end, previous = 0, ""
+        for offset, end, name in extents:
+            if offset < previous_end:
+                raise FormatError(
+                    f"{name!r:.100}: begins at offset {offset}, inside {previous!r:.100}, which ends at {previous_end}"
+                )
+            previous_end, previous = end, name
