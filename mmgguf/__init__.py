@@ -1,5 +1,61 @@
-"""Open GGUF model files; every tensor is a zero-copy numpy view of the mapped file."""
+"""Open GGUF model files; every tensor is a zero-copy numpy view of the mapped file.
+
+>>> import mmgguf
+>>> with mmgguf.open("model.gguf") as f:  # doctest: +SKIP
+...     f.architecture, f["blk.0.attn_q.weight"].data
+"""
 
 from __future__ import annotations
 
+from .constants import FileType, GGMLType, ValueType
+from .errors import (
+    ClosedError,
+    FileChangedError,
+    FormatError,
+    GGUFError,
+    MetadataTypeError,
+    MissingExtraError,
+    NameNotFoundError,
+    NotGGUFError,
+    SplitError,
+    TruncatedError,
+    UnknownTypeError,
+    VersionError,
+)
+from .file import GGUFFile, open
+from .header import Header, TensorInfo, read_header
+from .metadata import Metadata
+from .seeker import BufferedSeeker
+from .strings import StringArray
+from .tensor import Tensor
+from .values import TypedValue
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "BufferedSeeker",
+    "ClosedError",
+    "FileChangedError",
+    "FileType",
+    "FormatError",
+    "GGMLType",
+    "GGUFError",
+    "GGUFFile",
+    "Header",
+    "Metadata",
+    "MetadataTypeError",
+    "MissingExtraError",
+    "NameNotFoundError",
+    "NotGGUFError",
+    "SplitError",
+    "StringArray",
+    "Tensor",
+    "TensorInfo",
+    "TruncatedError",
+    "TypedValue",
+    "UnknownTypeError",
+    "ValueType",
+    "VersionError",
+    "open",
+    "read_header",
+]

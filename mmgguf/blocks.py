@@ -95,9 +95,7 @@ LAYOUTS: Final[dict[GGMLType, Layout]] = {
     GGMLType.Q2_K: block(256, ("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")),
     GGMLType.Q3_K: block(256, ("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")),
     GGMLType.Q4_K: block(256, ("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)),
-    GGMLType.Q5_K: block(
-        256, ("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)
-    ),
+    GGMLType.Q5_K: block(256, ("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)),
     GGMLType.Q6_K: block(256, ("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")),
     GGMLType.Q8_K: block(256, ("d", "<f4"), ("qs", "i1", 256), ("bsums", "<i2", 16)),
     # I-quants: groups of elements are entries of a codebook.

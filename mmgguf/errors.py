@@ -90,6 +90,4 @@ class MissingExtraError(ImportError):
     """An optional dependency is not installed; the message holds the command that installs it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed; get it with: pip install 'mmgguf[{extra}]'", name=package
-        )
+        super().__init__(f"{package} is not installed; get it with: pip install 'mmgguf[{extra}]'", name=package)

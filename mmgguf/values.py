@@ -226,9 +226,7 @@ def _string_bytes(value: Any, where: str) -> bytes:
         try:
             return value.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{where}: {value!r:.60} has no UTF-8 form: {error.reason} at {error.start}"
-            ) from None
+            raise ValueError(f"{where}: {value!r:.60} has no UTF-8 form: {error.reason} at {error.start}") from None
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     raise TypeError(f"{where}: STRING takes str or bytes, got {type(value).__name__}: {value!r:.60}")

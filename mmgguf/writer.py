@@ -227,9 +227,7 @@ def _raw_name(name: Any, what: str, limit: int, whose: str) -> bytes:
 def _plan_tensors(tensors: Mapping[str, Any]) -> list[_Plan]:
     plans: dict[bytes, _Plan] = {}
     for name in tensors:
-        raw = _raw_name(
-            name, "tensor name", MAX_NAME_SIZE, "the specification's limit for tensor names (ggml's is 63)"
-        )
+        raw = _raw_name(name, "tensor name", MAX_NAME_SIZE, "the specification's limit for tensor names (ggml's is 63)")
         if raw in plans:
             raise ValueError(f"tensor name {name!r}: its bytes occur twice")
         plans[raw] = _plan_tensor(name, raw, tensors[name])
@@ -246,9 +244,7 @@ def _plan_tensor(name: str, raw: bytes, value: Any) -> _Plan:
     elif _is_stored_tensor(value):
         # Its data is looked up when its turn comes: a file read through `backend="read"` reads it only then.
         tensor = value
-        return _checked(
-            _Plan(name, raw, _known_type(value.type, name), tuple(value.shape), lambda: tensor.data)
-        )
+        return _checked(_Plan(name, raw, _known_type(value.type, name), tuple(value.shape), lambda: tensor.data))
     else:
         data, shape = np.asarray(value), None
         type_ = _type_of(data.dtype, name)
@@ -269,9 +265,7 @@ def _known_type(type_: int, name: str) -> GGMLType:
     try:
         return GGMLType(type_)
     except ValueError:
-        raise UnknownTypeError(
-            f"{name}: ggml type {type_!r} is unknown, so the size of its data is too"
-        ) from None
+        raise UnknownTypeError(f"{name}: ggml type {type_!r} is unknown, so the size of its data is too") from None
 
 
 def _type_of(dtype: np.dtype[Any], name: str) -> GGMLType:
@@ -332,8 +326,7 @@ def _checked(plan: _Plan) -> _Plan:
     row = shape[-1] if shape else 1
     if row % layout.block_size:
         raise ValueError(
-            f"{where}: row of {row} elements is not a multiple of {plan.type.name}'s block size "
-            f"{layout.block_size}"
+            f"{where}: row of {row} elements is not a multiple of {plan.type.name}'s block size {layout.block_size}"
         )
     if plan.nbytes >= 1 << 63:
         raise ValueError(f"{where}: shape {shape} takes {plan.nbytes} bytes, more than 63 bits can count")
@@ -348,8 +341,7 @@ def _fit(array: Array, plan: _Plan) -> None:
     if array.shape != expected and (array.ndim != 1 or array.size != math.prod(expected)):
         unit = "elements" if plan.layout.is_plain else f"blocks of {plan.layout.block_size}"
         raise ValueError(
-            f"{plan.name}: {plan.type.name} of shape {plan.shape} is {expected} {unit}, "
-            f"the data has {array.shape}"
+            f"{plan.name}: {plan.type.name} of shape {plan.shape} is {expected} {unit}, the data has {array.shape}"
         )
 
 

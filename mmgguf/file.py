@@ -1,0 +1,335 @@
+"""`GGUFFile`: a Mapping of tensors over one file or all shards of a split model; `open` makes one."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from .blocks import ByteOrder
+from .constants import FileType
+from .errors import ClosedError, GGUFError, NameNotFoundError, SplitError
+from .header import Header, TensorInfo, parse_header
+from .memory import Backend, MappedFile, Mode, ReadFile, StorageFile, open_descriptor
+from .metadata import Metadata, Section
+from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
+from .split import ShardName, parse_shard_name
+from .tensor import Tensor
+
+__all__ = ["GGUFFile", "Shard", "open"]
+
+_STORAGE: Final[dict[str, type[StorageFile]]] = {"mmap": MappedFile, "read": ReadFile}
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of a model.
+
+    Attributes
+    ----------
+    path : str
+        Where it was opened.
+    header : Header
+        Its parsed header.
+    file : StorageFile
+        Its bytes.
+    """
+
+    path: str
+    header: Header
+    file: StorageFile
+
+
+class GGUFFile(Mapping[str, Tensor]):
+    """An open model: its tensors by name, in the file's order, and its metadata.
+
+    Made by `mmgguf.open`.  It may be used by many threads at once, and by the children of a ``fork``.
+
+    Parameters
+    ----------
+    shards : list of Shard
+        The files, in order; metadata is the first one's.
+
+    Attributes
+    ----------
+    shards : tuple of Shard
+        The files.
+    metadata : Metadata
+        The key-value pairs (of the first shard).
+    """
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self.shards = tuple(shards)
+        self.metadata: Metadata = shards[0].header.metadata
+        self._where: dict[str, tuple[TensorInfo, Shard]] = {
+            name: (info, shard) for shard in shards for name, info in shard.header.tensors.items()
+        }
+        self._closed = False
+
+    # The mapping.
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            info, shard = self._where[name]
+        except KeyError:
+            self._require_open()
+            raise NameNotFoundError(f"{self.path}: no tensor {name!r}") from None
+        if self._closed:
+            self._require_open()
+        return Tensor(info, shard.file, shard.header.data_offset, shard.header.byte_order)
+
+    def __iter__(self) -> Iterator[str]:
+        self._require_open()
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        self._require_open()
+        return len(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        self._require_open()
+        return name in self._where
+
+    def __eq__(self, other: object) -> bool:
+        # A Mapping compares its items, and tensors have no cheap comparison.
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    # What the header says.
+
+    @property
+    def path(self) -> str:
+        """The file, or the first shard."""
+        return self.shards[0].path
+
+    @property
+    def version(self) -> int:
+        """GGUF version: 1, 2 or 3."""
+        return self.shards[0].header.version
+
+    @property
+    def byte_order(self) -> ByteOrder:
+        """``"little"`` or ``"big"``."""
+        return self.shards[0].header.byte_order
+
+    @property
+    def alignment(self) -> int:
+        """Alignment of the data in bytes."""
+        return self.shards[0].header.alignment
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(shard.file.size for shard in self.shards)
+
+    @property
+    def architecture(self) -> str:
+        """``general.architecture``; raises `NameNotFoundError` or `MetadataTypeError`."""
+        return self.metadata.get_str("general.architecture")
+
+    @property
+    def config(self) -> Section:
+        """The metadata under ``<architecture>.``, with that prefix dropped."""
+        return self.metadata.section(f"{self.architecture}.")
+
+    @property
+    def file_type(self) -> FileType | int | None:
+        """``general.file_type``; a plain int if unknown, None if missing."""
+        number = self.metadata.get_int("general.file_type", None)
+        if number is None:
+            return None
+        try:
+            return FileType(number)
+        except ValueError:
+            return number
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of elements of all tensors together."""
+        self._require_open()
+        return sum(info.n_elements for info, _ in self._where.values())
+
+    @property
+    def layers(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by layer, then by the rest of their name.
+
+        As ollama groups them: ``blk.N`` and ``mm.N``, with whatever stands before them, are a layer; all other
+        tensors go by the first part of their name.  ``f.layers["blk.0"]["attn_q.weight"]``.
+        """
+        layers: dict[str, dict[str, Tensor]] = {}
+        for name in self:
+            parts = name.split(".")
+            cut = next((i + 2 for i, part in enumerate(parts) if part in ("blk", "mm") and i + 2 < len(parts)), 1)
+            layers.setdefault(".".join(parts[:cut]), {})[".".join(parts[cut:])] = self[name]
+        return layers
+
+    # Lifetime.
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Give up the files and their mappings.
+
+        Arrays that were handed out stay valid: a mapping goes away with the last array that uses it.  The file object,
+        its tensors and its metadata arrays raise `ClosedError` from now on.
+        """
+        self._closed = True
+        for shard in self.shards:
+            shard.header.metadata.bind(None)
+            shard.file.close()
+
+    def __enter__(self) -> Self:
+        self._require_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self.path}: the file is closed")
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<GGUFFile {self.path} (closed)>"
+        shards = f", {len(self.shards)} shards" if len(self.shards) > 1 else ""
+        return f"<GGUFFile {self.path}: {len(self._where)} tensors, {len(self.metadata)} metadata keys{shards}>"
+
+
+def open(path: str | os.PathLike[str], backend: Backend = "mmap", mode: Mode = "r") -> GGUFFile:
+    """Open a GGUF file, or all shards of a split model by the path of any one.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    backend : {"mmap", "read"}
+        ``"mmap"``: tensors are views of the mapped file.  ``"read"``: each is read into fresh memory when it is asked
+        for; meant for network file systems, and for files that others may truncate.
+    mode : {"r", "c"}
+        ``"r"``: arrays are read-only.  ``"c"``: they are writable, and the file never changes (copy-on-write).
+
+    Returns
+    -------
+    GGUFFile
+        A context manager.
+
+    Raises
+    ------
+    GGUFError
+        The file is not valid GGUF, or the shards do not belong together.
+    OSError
+        The system cannot open it, or it is not a regular file.
+    """
+    if backend not in _STORAGE:
+        raise ValueError(f"backend must be 'mmap' or 'read', got {backend!r}")
+    if mode not in ("r", "c"):
+        raise ValueError(f"mode must be 'r' or 'c', got {mode!r}")
+    name = os.fsdecode(path)
+    shards = [_open_shard(name, backend, mode)]
+    try:
+        count = _split_value(shards[0], "split.count", 1)
+        if count > 1:
+            shards = _open_rest(shards[0], count, backend, mode)
+        return GGUFFile(shards)
+    except BaseException:
+        for shard in shards:
+            shard.file.close()
+        raise
+
+
+def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
+    descriptor = open_descriptor(path)
+    try:
+        with io.FileIO(descriptor, closefd=False) as raw:
+            header = parse_header(BufferedSeeker(raw, DEFAULT_BUFFER_SIZE))
+    except GGUFError as error:
+        os.close(descriptor)
+        error.args = (f"{path}: {error}",)
+        raise
+    except BaseException:
+        os.close(descriptor)
+        raise
+    file = _STORAGE[backend](descriptor, path, mode)
+    header.metadata.bind(file)
+    return Shard(path, header, file)
+
+
+def _open_rest(given: Shard, count: int, backend: Backend, mode: Mode) -> list[Shard]:
+    """All shards of the split that `given` belongs to, in order, held against each other."""
+    name = parse_shard_name(given.path)
+    if name is None:
+        raise SplitError(
+            f"{given.path}: one shard of {count} (split.count), but not named <prefix>-00001-of-{count:05d}.gguf, "
+            "so the others cannot be found"
+        )
+    if name.count != count:
+        raise SplitError(f"{given.path}: named as one of {name.count} shards, split.count says {count}")
+    missing = [path for no in range(1, count + 1) if not os.path.exists(path := name.path(no))]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SplitError(f"{missing[0]}{others}: missing; {given.path} is one shard of {count}")
+    shards: list[Shard] = []
+    try:
+        for no in range(1, count + 1):
+            shards.append(given if no == name.no else _open_shard(name.path(no), backend, mode))
+            _check_shard(shards[-1], no, name)
+        _check_together(shards)
+    except BaseException:
+        for shard in shards:
+            shard.file.close()
+        raise
+    return shards
+
+
+def _check_shard(shard: Shard, no: int, name: ShardName) -> None:
+    for key, expected in (("split.no", no - 1), ("split.count", name.count)):
+        value = _split_value(shard, key, None)
+        if value != expected:
+            said = "is missing" if value is None else f"is {value}"
+            raise SplitError(f"{shard.path}: foreign shard: {key} {said}, the file's name asks for {expected}")
+
+
+def _check_together(shards: list[Shard]) -> None:
+    first = shards[0]
+    seen: dict[str, str] = {}
+    for shard in shards:
+        for what in ("version", "byte_order"):
+            ours, theirs = getattr(first.header, what), getattr(shard.header, what)
+            if ours != theirs:
+                raise SplitError(f"{shard.path}: foreign shard: {what} {theirs}, {first.path} has {ours}")
+        key = "general.architecture"
+        architecture = shard.header.metadata.get(key, None)
+        if architecture is not None and architecture != first.header.metadata.get(key, architecture):
+            raise SplitError(
+                f"{shard.path}: foreign shard: {key} is {architecture!r}, "
+                f"{first.path} has {first.header.metadata[key]!r}"
+            )
+        total = _split_value(shard, "split.tensors.count", None)
+        expected = sum(len(other.header.tensors) for other in shards)
+        if total is not None and total != expected:
+            raise SplitError(
+                f"{shard.path}: split.tensors.count is {total}, the shards have {expected} tensors together"
+            )
+        for name in shard.header.tensors:
+            if name in seen:
+                raise SplitError(f"{shard.path}: duplicate tensor {name!r:.100}, {seen[name]} has it too")
+            seen[name] = shard.path
+
+
+def _split_value(shard: Shard, key: str, default: Any) -> Any:
+    try:
+        return shard.header.metadata.get_int(key, default)
+    except GGUFError as error:
+        error.args = (f"{shard.path}: {error}",)
+        raise

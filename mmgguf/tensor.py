@@ -1,0 +1,264 @@
+"""`Tensor`: one tensor of an open file, in its stored form and as numbers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .blocks import ByteOrder, Layout
+from .constants import GGMLType
+from .header import TensorInfo
+from .memory import StorageFile
+
+__all__ = ["Tensor"]
+
+
+class Tensor:
+    """A tensor of an open `GGUFFile`; making one costs nothing, its data is touched when it is asked for.
+
+    Attributes
+    ----------
+    info : TensorInfo
+        What the file says of it.
+    data_offset : int
+        Where the data section of its shard begins.
+    byte_order : {"little", "big"}
+        Of the stored data.
+    """
+
+    __slots__ = ("_file", "byte_order", "data_offset", "info")
+
+    def __init__(self, info: TensorInfo, file: StorageFile, data_offset: int, byte_order: ByteOrder) -> None:
+        self.info = info
+        self._file = file
+        self.data_offset = data_offset
+        self.byte_order: ByteOrder = byte_order
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        return self.info.name
+
+    @property
+    def type(self) -> GGMLType | int:
+        """The ggml type; a plain int if unknown."""
+        return self.info.type
+
+    @property
+    def ne(self) -> tuple[int, ...]:
+        """Dimensions as stored, fastest first."""
+        return self.info.ne
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape in numpy's order: `ne` reversed."""
+        return self.info.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions, 0 to 4."""
+        return len(self.info.ne)
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements."""
+        return self.info.n_elements
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored data; raises `UnknownTypeError`."""
+        return self.info.nbytes
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of its blocks; raises `UnknownTypeError`."""
+        return self.info.layout
+
+    @property
+    def offset(self) -> int:
+        """Where the data begins, in bytes from the start of the data section."""
+        return self.info.offset
+
+    @property
+    def file_offset(self) -> int:
+        """Where the data begins, in bytes from the start of the file (of its shard)."""
+        return self.data_offset + self.info.offset
+
+    @property
+    def path(self) -> str:
+        """The file (the shard) that holds the data."""
+        return self._file.path
+
+    @property
+    def data(self) -> npt.NDArray[Any]:
+        """The stored form: a view of the mapped file (with ``backend="read"``, a fresh copy of it).
+
+        Returns
+        -------
+        ndarray
+            Plain types: `shape`, in their own dtype (BF16: ``ml_dtypes.bfloat16``).  Block types: a structured array
+            of blocks, shape ``(*shape[:-1], shape[-1] // block_size)``, whose fields have ggml's names.  Both are
+            byte-swapped in big-endian files.  Valid after the file is closed.
+
+        Raises
+        ------
+        UnknownTypeError
+            The ggml type is unknown.
+        ClosedError, FileChangedError
+            The file was closed, or has another size now.
+        """
+        info = self.info
+        layout = info.layout
+        shape = info.ne[::-1]
+        if not layout.is_plain:
+            shape = (*shape[:-1], shape[-1] // layout.block_size)
+        return self._file.array(self.data_offset + info.offset, shape, layout.stored(self.byte_order))
+
+    def dequantize(
+        self,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        out: npt.NDArray[Any] | None = None,
+        threads: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """The logical form in memory of its own.
+
+        Parameters
+        ----------
+        dtype : dtype-like, default float32
+            float32, float16, bfloat16 or float64.
+        out : ndarray, optional
+            Where to write, of shape `shape` and dtype `dtype`.
+        threads : int, optional
+            How many threads share the work; by default all cores for large tensors and one for small ones.
+
+        Returns
+        -------
+        ndarray
+            `out`, or a new array of shape `shape`.  Float32 values have the same bits as ggml's.
+        """
+        return self._dequantize(self.data, dtype, out=out, threads=threads)
+
+    def _dequantize(self, blocks: npt.NDArray[Any], dtype: Any = np.float32, **options: Any) -> npt.NDArray[Any]:
+        # Imported here: who only maps tensors never pays for the kernels.
+        from .dequant import dequantize
+
+        return dequantize(blocks, GGMLType(self.type), dtype=dtype, **options)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        data = self.data
+        if self.layout.is_plain:
+            if copy is False:
+                return np.asarray(data, dtype, copy=False)
+            return np.array(data, dtype, copy=copy)
+        if copy is False:
+            raise ValueError(f"{self.name}: {GGMLType(self.type).name} blocks become numbers only in a copy")
+        values = self._dequantize(data)
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        """Index the logical form as numpy would; of block types only the blocks that are needed are dequantized.
+
+        Along the last axis this holds for integers and slices with a positive step.
+        """
+        data = self.data
+        if self.layout.is_plain:
+            result: npt.NDArray[Any] = data[key]
+            return result
+        leading, last = self._split_key(key)
+        if last is None:
+            whole: npt.NDArray[Any] = self._dequantize(data)[key]
+            return whole
+        block_size, length = self.layout.block_size, self.shape[-1]
+        if isinstance(last, int):
+            position = last + length if last < 0 else last
+            if not 0 <= position < length:
+                raise IndexError(f"{self.name}: index {last} is out of bounds for the last axis of size {length}")
+            first, stop, inner = position // block_size, position // block_size + 1, position % block_size
+            return self._dequantize(data[(*leading, slice(first, stop))])[..., inner]
+        start, stop, step = last.indices(length)
+        if step < 0 or stop <= start:
+            return self._dequantize(data[leading])[..., last]
+        first = start // block_size
+        blocks = data[(*leading, slice(first, -(-stop // block_size)))]
+        cut = slice(start - first * block_size, stop - first * block_size, step)
+        return self._dequantize(blocks)[..., cut]
+
+    def _split_key(self, key: Any) -> tuple[tuple[Any, ...], int | slice | None]:
+        """The part of an index that selects rows, and the part for the last axis; None for what mixes the two."""
+        parts = list(key) if isinstance(key, tuple) else [key]
+        for part in parts:
+            if part is None or (not isinstance(part, slice) and np.ndim(part) and np.asarray(part).dtype == np.bool_):
+                return (), None
+        ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
+        if len(parts) - len(ellipses) > self.ndim or len(ellipses) > 1:
+            raise IndexError(f"{self.name}: {len(parts)} indices for a tensor of {self.ndim} dimensions")
+        if ellipses:
+            at = ellipses[0]
+            parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
+        parts += [slice(None)] * (self.ndim - len(parts))
+        *leading, last = parts
+        if isinstance(last, slice):
+            # Appended to the selection of rows, a slice keeps its axis at the end, where the blocks are.
+            return tuple(leading), last
+        if any(np.ndim(part) for part in leading if not isinstance(part, slice)) or np.ndim(last):
+            return (), None
+        return tuple(leading), operator.index(last)
+
+    def __len__(self) -> int:
+        if not self.info.ne:
+            raise TypeError(f"{self.name}: a tensor of no dimensions has no length")
+        return self.info.ne[-1]
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """Export a plain tensor through DLPack.
+
+        Raises
+        ------
+        BufferError
+            A block type (structured arrays have no DLPack form), a big-endian file, or a read-only tensor and a
+            consumer that does not pass ``max_version >= (1, 0)``, the first with a flag for read-only memory.
+        """
+        if not self.layout.is_plain:
+            raise BufferError(
+                f"{self.name}: {GGMLType(self.type).name} blocks have no DLPack form; export dequantize() instead"
+            )
+        options = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
+        data = self.data
+        if self.type != GGMLType.BF16:
+            return data.__dlpack__(**options)
+        from .dlpack import export_bfloat16
+
+        return export_bfloat16(data, **options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # kDLCPU
+
+    def __repr__(self) -> str:
+        if isinstance(self.type, GGMLType):
+            return f"<Tensor {self.name} {self.type.name} {self.shape} {_binary_size(self.nbytes)}>"
+        return f"<Tensor {self.name} unknown type {self.type} {self.shape}>"
+
+
+def _binary_size(nbytes: int) -> str:
+    """Bytes for people: 9437184 → "9.0 MiB"."""
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{nbytes} B" if unit == "B" else f"{size:.1f} {unit}"
