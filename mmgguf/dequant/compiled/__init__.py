@@ -1,0 +1,151 @@
+"""Compiled kernels (extra ``fast``): one per type, in numba, writing any of four dtypes.
+
+``KERNELS`` has every block type, and of the plain ones F32, F16 and BF16 (as blocks of one element).
+
+``KERNELS[type](raw, out)`` dequantizes a whole range of blocks in one go.  Every dtype is converted in
+registers, so no kernel needs scratch memory, and the bits are those that float32's ``astype`` gives.  The
+kernels release the GIL and hold no state: threads take ranges of blocks.
+
+Each kernel is compiled at its first use for each dtype, and cached on disk: in ``__pycache__`` or, where that
+is read-only, in the user's cache directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from importlib.resources import files
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+from numba import njit, types
+from numba.core.caching import FunctionCache
+
+from ...blocks import LAYOUTS
+from ...constants import GGMLType
+from .kernels import SOURCES
+from .vectors import STREAM_ALIGNMENT, Output, OutputName
+
+__all__ = ["CONVERTERS", "KERNELS", "OUTPUT_DTYPES", "STREAM_FROM", "Kernel"]
+
+#: The dtypes that a kernel writes.
+OUTPUT_DTYPES: Final[dict[np.dtype[Any], OutputName]] = {
+    np.dtype(np.float32): "float32",
+    np.dtype(np.float16): "float16",
+    np.dtype(ml_dtypes.bfloat16): "bfloat16",
+    np.dtype(np.float64): "float64",
+}
+
+#: Bytes of output from which on a kernel writes past the caches: they would not hold it anyway.
+STREAM_FROM: Final = 4 << 20
+
+
+def _stamp() -> str:
+    """A hash of what the kernels are made of beside their own source file, which numba watches itself."""
+    digest = hashlib.sha256((files(__package__) / "vectors.py").read_bytes())
+    digest.update((files("mmgguf.dequant") / "codebooks.npz").read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP: Final = _stamp()
+
+
+class _Cache(FunctionCache):
+    """numba's disk cache, also keyed by what a kernel includes, and never the reason of a failure."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return super()._index_key(sig, codegen), _STAMP
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError:
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:  # a full disk
+            self.disable()
+
+
+class Kernel:
+    """The compiled kernel of one type."""
+
+    __slots__ = ("_block_size", "_compiled", "_entries", "_type_size", "type")
+
+    def __init__(self, type_: GGMLType) -> None:
+        layout = LAYOUTS[type_]
+        self.type = type_
+        self._block_size = layout.block_size
+        self._type_size = layout.type_size
+        # Python's error model would add checks.
+        self._compiled = njit(nogil=True, error_model="numpy")(SOURCES[type_])
+        # No directory may be writable: then every process compiles anew.
+        with contextlib.suppress(RuntimeError):
+            self._compiled._cache = _Cache(SOURCES[type_])
+        self._entries: dict[tuple[np.dtype[Any], bool], Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<Kernel {self.type.name}>"
+
+    def __call__(self, raw: np.ndarray[Any, Any], out: np.ndarray[Any, Any], *, stream: bool | None = None) -> None:
+        """Dequantize ``raw`` into ``out``.
+
+        Parameters
+        ----------
+        raw : numpy.ndarray
+            Stored little-endian blocks, uint8, shape ``(n_blocks, type_size)``, C-contiguous.
+        out : numpy.ndarray
+            float32, float16, bfloat16 or float64, shape ``(n_blocks, block_size)``, C-contiguous, writable.
+        stream : bool, optional
+            Whether to write past the caches; by default from 4 MiB of output on.  Pass True for parts of a
+            large output, False for an output that is used at once.  An ``out`` that is not aligned to 16
+            bytes is always written as usual.
+
+        Raises
+        ------
+        ValueError
+            ``raw`` or ``out`` has another dtype, shape or memory layout: compiled code checks no bounds.
+        """
+        count = raw.shape[0] if raw.ndim == 2 else -1
+        if raw.dtype != np.uint8 or raw.shape != (count, self._type_size) or not raw.flags.c_contiguous:
+            raise ValueError(
+                f"{self.type.name}: blocks must be C-contiguous uint8 of shape (n, {self._type_size}), "
+                f"got {raw.dtype} {raw.shape}"
+            )
+        if (
+            out.dtype not in OUTPUT_DTYPES
+            or out.shape != (count, self._block_size)
+            or not (out.flags.c_contiguous and out.flags.writeable)
+        ):
+            raise ValueError(
+                f"{self.type.name}: out must be writable C-contiguous float32, float16, bfloat16 or float64 "
+                f"of shape ({count}, {self._block_size}), got {out.dtype} {out.shape}"
+            )
+        source, target = raw.ctypes.data, out.ctypes.data
+        if stream is None:
+            stream = out.nbytes >= STREAM_FROM
+        # Taking the GIL again orders streamed stores before whatever this thread does next.
+        self._entry(out.dtype, stream and target % STREAM_ALIGNMENT == 0)(source, target, count)
+
+    def _entry(self, dtype: np.dtype[Any], streamed: bool) -> Any:
+        """The compiled code for one kind of output."""
+        entry = self._entries.get((dtype, streamed))
+        if entry is None:
+            signature = (types.intp, Output(OUTPUT_DTYPES[dtype], streamed), types.intp)
+            entry = self._entries[dtype, streamed] = self._compiled.compile(signature)
+        return entry
+
+
+KERNELS: Final[dict[GGMLType, Kernel]] = {type_: Kernel(type_) for type_ in SOURCES}
+
+
+def _converter(values: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+    """Convert contiguous float32 to the dtype of ``out``, contiguous and of the same shape."""
+    KERNELS[GGMLType.F32](values.reshape(-1, 1).view(np.uint8), out.reshape(-1, 1))
+
+
+#: float32 → another dtype, for numbers that do not come out of a kernel here.
+CONVERTERS: Final = {dtype: _converter for dtype in OUTPUT_DTYPES if dtype != np.dtype(np.float32)}
