@@ -29,6 +29,7 @@ from .seeker import BufferedSeeker
 from .strings import StringArray
 from .tensor import Tensor
 from .values import TypedValue
+from .writer import TypedTensor, write
 
 __version__ = "0.1.0"
 
@@ -52,10 +53,12 @@ __all__ = [
     "Tensor",
     "TensorInfo",
     "TruncatedError",
+    "TypedTensor",
     "TypedValue",
     "UnknownTypeError",
     "ValueType",
     "VersionError",
     "open",
     "read_header",
+    "write",
 ]

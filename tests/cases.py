@@ -219,8 +219,7 @@ def _vocabulary(n: int) -> dict[str, TypedValue]:
 def _aligned(alignment: int) -> Case:
     metadata = {} if alignment == 32 else {"general.alignment": TypedValue(alignment, ValueType.UINT32)}
     tensors = {
-        f"t{size}": random_tensor(GGMLType.I8, (size,))
-        for size in (1, 7, alignment - 1, alignment, alignment + 1, 3)
+        f"t{size}": random_tensor(GGMLType.I8, (size,)) for size in (1, 7, alignment - 1, alignment, alignment + 1, 3)
     }
     return Case(f"alignment-{alignment}", metadata, tensors, alignment)
 

@@ -13,10 +13,7 @@ from . import models
 
 def pytest_configure(config: pytest.Config) -> None:
     # `.ci/run` sets this: the tests there are about the installed wheel, not about the folder beside them.
-    if (
-        os.environ.get("MMGGUF_TEST_INSTALLED")
-        and config.rootpath / "mmgguf" in Path(mmgguf.__file__).parents
-    ):
+    if os.environ.get("MMGGUF_TEST_INSTALLED") and config.rootpath / "mmgguf" in Path(mmgguf.__file__).parents:
         raise pytest.UsageError(f"the installed mmgguf was to be tested, but {mmgguf.__file__} was imported")
 
 

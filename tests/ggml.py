@@ -108,9 +108,7 @@ def library_path() -> Path | None:
         return None
     for file in files:
         name = Path(str(file)).name
-        if name.startswith(("libggml-base", "ggml-base")) and any(
-            s in name for s in (".so", ".dylib", ".dll")
-        ):
+        if name.startswith(("libggml-base", "ggml-base")) and any(s in name for s in (".so", ".dylib", ".dll")):
             path = Path(str(file.locate())).resolve()
             if path.exists():
                 return path
@@ -169,9 +167,7 @@ def dequantize_function(type_: GGMLType) -> Any:
     return function
 
 
-def dequantize(
-    blocks: NDArray[Any], type_: GGMLType, out: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
+def dequantize(blocks: NDArray[Any], type_: GGMLType, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """All blocks, one after the other, as a flat float32 array."""
     raw = np.ascontiguousarray(blocks).reshape(-1).view(np.uint8)
     n = raw.size // LAYOUTS[type_].type_size * LAYOUTS[type_].block_size
@@ -191,9 +187,7 @@ def quantize(values: NDArray[np.float32], type_: GGMLType) -> NDArray[np.uint8]:
     layout = LAYOUTS[type_]
     raw = np.zeros((rows, columns // layout.block_size * layout.type_size), np.uint8)
     if type_ in (GGMLType.Q8_1, GGMLType.Q8_K):
-        function = getattr(
-            lib, "quantize_row_q8_1_ref" if type_ is GGMLType.Q8_1 else "quantize_row_q8_K_ref"
-        )
+        function = getattr(lib, "quantize_row_q8_1_ref" if type_ is GGMLType.Q8_1 else "quantize_row_q8_K_ref")
         function.restype, function.argtypes = None, (_PTR, _PTR, _I64)
         function(values.ctypes.data, raw.ctypes.data, values.size)
         return raw

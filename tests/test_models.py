@@ -60,9 +60,7 @@ def test_what_is_missing_skips_except_in_ci(
         skip_unless_ci("no such model")
 
 
-def test_vocabularies_are_looked_for_where_the_variable_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vocabularies_are_looked_for_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMGGUF_DATA", str(tmp_path))
     with pytest.raises(models.Unavailable, match="MMGGUF_DATA"):
         models.vocabularies()

@@ -536,9 +536,7 @@ def _fifo(path: Path) -> Path:
     ],
     ids=["folder", "fifo", "missing folder"],
 )
-def test_targets_that_cannot_be_replaced(
-    make: Callable[[Path], Path], error: type[OSError], tmp_path: Path
-) -> None:
+def test_targets_that_cannot_be_replaced(make: Callable[[Path], Path], error: type[OSError], tmp_path: Path) -> None:
     path = make(tmp_path / "target")
     with pytest.raises(error) as caught:
         write(path, {}, {})

@@ -1,0 +1,428 @@
+"""Opening, indexing and closing files; splits, lifetimes, threads and processes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mmgguf
+from mmgguf import ClosedError, FileChangedError, GGMLType, NameNotFoundError, SplitError
+
+from .cases import BY_ID
+
+BACKENDS = pytest.mark.parametrize("backend", ["mmap", "read"])
+RNG = np.random.default_rng(7)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    target = tmp_path / "model.gguf"
+    tensors = {
+        "token_embd.weight": RNG.standard_normal((8, 64), np.float32),
+        "blk.0.attn_q.weight": RNG.standard_normal((4, 32)).astype(np.float16),
+        "blk.0.ffn.weight": RNG.integers(-9, 9, (2, 3, 4), np.int8),
+        "blk.10.attn_q.weight": np.arange(6, dtype=np.int32),
+        "v.blk.3.ln.bias": np.zeros(3, np.float64),
+        "mm.2.weight": np.ones(3, np.int64),
+        "mm.weight": np.ones(3, np.int16),
+        "output": np.float32(3.0),
+    }
+    metadata = {
+        "general.architecture": "llama",
+        "general.file_type": 15,
+        "llama.block_count": 11,
+        "tokenizer.ggml.tokens": [f"t{i}" for i in range(100)],
+        "tokenizer.ggml.scores": np.arange(100, dtype=np.float32),
+    }
+    mmgguf.write(target, metadata, tensors)
+    return target
+
+
+@BACKENDS
+def test_a_file_at_a_glance(backend: Any, path: Path) -> None:
+    with mmgguf.open(path, backend=backend) as f:
+        assert f.architecture == "llama"
+        assert f.config["block_count"] == f.config.get_int("block_count") == 11
+        assert f.file_type is mmgguf.FileType.MOSTLY_Q4_K_M
+        assert f.parameter_count == sum(t.n_elements for t in f.values())
+        assert (f.version, f.byte_order, f.alignment, f.nbytes) == (3, "little", 32, path.stat().st_size)
+        assert f.path == str(path)
+        assert repr(f) == f"<GGUFFile {path}: 8 tensors, 5 metadata keys>"
+        assert "mm.weight" in f
+        assert "mm" not in f
+        assert f == f
+        assert len({f, f}) == 1
+        with pytest.raises(NameNotFoundError, match="no tensor 'nothing'"):
+            f["nothing"]
+        assert f.get("nothing") is None
+
+
+def test_layers_are_grouped_as_ollama_does(path: Path) -> None:
+    with mmgguf.open(path) as f:
+        assert {layer: list(tensors) for layer, tensors in f.layers.items()} == {
+            "token_embd": ["weight"],
+            "blk.0": ["attn_q.weight", "ffn.weight"],
+            "blk.10": ["attn_q.weight"],
+            "v.blk.3": ["ln.bias"],
+            "mm.2": ["weight"],
+            "mm": ["weight"],
+            "output": [""],
+        }
+        assert f.layers["blk.0"]["attn_q.weight"].name == "blk.0.attn_q.weight"
+
+
+@pytest.mark.parametrize(
+    ("backend", "mode", "match"), [("file", "r", "backend"), ("mmap", "w", "mode"), ("mmap", "r+", "mode")]
+)
+def test_unknown_backends_and_modes(backend: Any, mode: Any, match: str, path: Path) -> None:
+    with pytest.raises(ValueError, match=match):
+        mmgguf.open(path, backend=backend, mode=mode)
+
+
+# ---------------------------------------------------------------- tensors as arrays
+
+KEYS: list[Any] = [
+    0, -1, slice(1, 3), slice(None, None, -1), slice(None, None, 2), [0, 1, 0], np.array([1, 0]), ..., (),
+    (0, 0), (0, ...), (..., 0), (slice(None), 1), (0, slice(1, None)), (..., slice(1, 3)), (..., slice(3, 1)),
+    (..., slice(None, None, -1)), (..., -1), ([0, 1], 1), ([0, 1], [1, 2]), (slice(None), [1, 0]), None, (None, 0),
+    np.array([True, False]),
+]  # fmt: skip
+
+
+@BACKENDS
+def test_indexing_is_numpys(backend: Any, path: Path) -> None:
+    with mmgguf.open(path, backend=backend) as f:
+        t = f["blk.0.ffn.weight"]
+        whole = np.array(t.data)
+        for key in [*KEYS, (0, 1, 2), (1, slice(None), slice(0, 4, 3)), (..., 1, 2)]:
+            got = t[key]
+            np.testing.assert_array_equal(got, whole[key], err_msg=repr(key))
+            assert np.shape(got) == np.shape(whole[key])
+        for bad in (2, -3, (0, 0, 4), (0, 0, 0, 0), (0, 9), "x"):
+            with pytest.raises(IndexError):
+                t[bad]
+        assert len(t) == 2
+        assert [row.tolist() for row in t] == whole.tolist()
+        with pytest.raises(TypeError):
+            len(f["output"])
+
+
+def test_asarray_is_a_view_of_plain_types(path: Path) -> None:
+    with mmgguf.open(path) as f:
+        t = f["token_embd.weight"]
+        assert np.shares_memory(np.asarray(t), t.data)
+        assert np.shares_memory(np.array(t, copy=False), t.data)
+        assert not np.shares_memory(np.array(t, copy=True), t.data)
+        assert np.asarray(t, np.float64).dtype == np.float64
+        with pytest.raises(ValueError, match="copy"):
+            np.asarray(t, np.float64, copy=False)
+        with pytest.raises(ValueError, match="read-only"):
+            np.asarray(t)[0] = 1
+
+
+@BACKENDS
+def test_dlpack(backend: Any, path: Path) -> None:
+    with mmgguf.open(path, backend=backend) as f, mmgguf.open(path, backend=backend, mode="c") as writable:
+        for name, t in f.items():
+            array = np.from_dlpack(t)  # numpy asks for version 1, which knows read-only memory
+            assert not array.flags.writeable
+            assert array.tobytes() == t.data.tobytes()
+            assert np.shares_memory(array, t.data) == (backend == "mmap")
+            with pytest.raises(BufferError):
+                t.__dlpack__()  # a consumer of the old kind would take it for writable
+            writable[name].__dlpack__()
+        assert t.__dlpack_device__() == (1, 0)
+
+
+def test_dlpack_of_blocks_and_bfloat16(tmp_path: Path) -> None:
+    case = BY_ID["all-types"]
+    target = tmp_path / "model.gguf"
+    target.write_bytes(case.encoded())
+    with mmgguf.open(target) as f:
+        for t in f.values():
+            if not t.layout.is_plain:
+                with pytest.raises(BufferError, match="no DLPack form"):
+                    t.__dlpack__(max_version=(1, 0))
+        capsule = f["blk.0.bf16.weight"].__dlpack__(max_version=(1, 0))
+        assert "dltensor_versioned" in repr(capsule)
+    target.write_bytes(BY_ID["all-types-big"].encoded())
+    with mmgguf.open(target) as f:
+        for name in ("blk.0.bf16.weight", "blk.0.f32.weight"):
+            with pytest.raises(BufferError):
+                f[name].__dlpack__(max_version=(1, 0))
+
+
+# ---------------------------------------------------------------- lifetimes
+
+
+@BACKENDS
+def test_arrays_outlive_the_file(backend: Any, path: Path) -> None:
+    f = mmgguf.open(path, backend=backend)
+    tensor = f["token_embd.weight"]
+    array, scores, tokens = tensor.data, f.metadata["tokenizer.ggml.scores"], f.metadata["tokenizer.ggml.tokens"]
+    expected = array.copy()
+    assert not f.closed
+    f.close()
+    f.close()
+    assert f.closed
+    del f
+    gc.collect()
+    os.unlink(path)
+    np.testing.assert_array_equal(array, expected)
+    assert scores[-1] == 99
+    assert tokens[99] == "t99"
+    with pytest.raises(ClosedError, match="closed"):
+        _ = tensor.data
+
+
+def test_a_closed_file_refuses_work(path: Path) -> None:
+    f = mmgguf.open(path)
+    f.close()
+    uses: list[Callable[[], Any]] = [
+        lambda: f["mm.weight"], lambda: f["nothing"], lambda: list(f), lambda: len(f), lambda: "a" in f,
+        lambda: f.__enter__(), lambda: f.metadata["tokenizer.ggml.tokens"], lambda: f.layers, lambda: f.parameter_count,
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(ClosedError, match="the file is closed"):
+            use()
+    assert f.architecture == "llama"
+    assert "closed" in repr(f)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@BACKENDS
+def test_close_gives_everything_back(backend: Any, path: Path) -> None:
+    def in_use() -> tuple[int, int]:
+        maps = sum(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines())
+        links = [
+            os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{fd}")
+        ]
+        return maps, links.count(str(path))
+
+    f = mmgguf.open(path, backend=backend)
+    assert in_use() != (0, 0)
+    array = f["token_embd.weight"].data
+    f.close()
+    assert in_use()[0] == (1 if backend == "mmap" else 0)
+    del array
+    gc.collect()
+    assert in_use() == (0, 0)
+    mmgguf.open(path, backend=backend)  # dropped without close
+    gc.collect()
+    assert in_use() == (0, 0)
+
+
+@BACKENDS
+def test_copy_on_write_never_changes_the_file(backend: Any, path: Path) -> None:
+    before = path.read_bytes()
+    with mmgguf.open(path, backend=backend, mode="c") as f:
+        f["token_embd.weight"].data[:] = 0
+        f["blk.0.ffn.weight"].data[0, 0, 0] += 1
+        with pytest.raises(ValueError, match="read-only"):
+            f.metadata["tokenizer.ggml.scores"][0] = 1
+    assert path.read_bytes() == before
+
+
+@BACKENDS
+@pytest.mark.parametrize("change", [-40, 40])
+def test_a_file_of_another_size_is_noticed(backend: Any, change: int, path: Path) -> None:
+    with mmgguf.open(path, backend=backend) as f:
+        size = path.stat().st_size
+        os.truncate(path, size + change)
+        with pytest.raises(FileChangedError, match=f"had {size} bytes when it was opened, has {size + change} now"):
+            _ = f["output"].data
+
+
+def test_a_file_cut_during_a_read_is_an_exception(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mmgguf.open(path, backend="read") as f:
+        monkeypatch.setattr(type(f.shards[0].file), "require_unchanged", lambda self: None)
+        os.truncate(path, f["output"].file_offset)
+        with pytest.raises(FileChangedError, match="cut off"):
+            _ = f["output"].data
+
+
+def test_a_replaced_file_keeps_its_old_bytes(path: Path) -> None:
+    with mmgguf.open(path) as f:
+        expected = f["output"].data.copy()
+        mmgguf.write(path, {}, {"other": np.zeros(5, np.float32)})
+        np.testing.assert_array_equal(f["output"].data, expected)
+
+
+# ---------------------------------------------------------------- threads and processes
+
+
+@BACKENDS
+def test_many_threads_read_one_file(backend: Any, path: Path) -> None:
+    failures: list[BaseException] = []
+    with mmgguf.open(path, backend=backend) as f:
+        expected = {name: np.array(t.data) for name, t in f.items()}
+
+        def work() -> None:
+            try:
+                for _ in range(30):
+                    for name, t in f.items():
+                        np.testing.assert_array_equal(t.data, expected[name])
+                    assert f.metadata["tokenizer.ggml.tokens"][7] == "t7"
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@BACKENDS
+def test_a_forked_child_can_go_on(backend: Any, path: Path) -> None:
+    code = f"""
+import os, mmgguf
+f = mmgguf.open({str(path)!r}, backend={backend!r})
+before = f["token_embd.weight"].data.sum()
+child = os.fork()
+assert f["token_embd.weight"].data.sum() == before
+assert list(f.metadata["tokenizer.ggml.tokens"])[3] == "t3"
+if child == 0:
+    f.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert f["token_embd.weight"].data.sum() == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parents[1])
+
+
+# ---------------------------------------------------------------- large files
+
+
+def sparse_model(path: Path, sizes: dict[str, int]) -> None:
+    """A model of I8 tensors whose data is a hole in the file."""
+    path.unlink(missing_ok=True)
+    import struct
+
+    out, offset = [b"GGUF", struct.pack("<IQQ", 3, len(sizes), 0)], 0
+    for name, size in sizes.items():
+        out.append(struct.pack("<Q", len(name)) + name.encode() + struct.pack("<IQIQ", 1, size, GGMLType.I8, offset))
+        offset += -(-size // 32) * 32
+    header = b"".join(out)
+    path.write_bytes(header)
+    os.truncate(path, -(-len(header) // 32) * 32 + offset)
+
+
+@pytest.mark.parametrize("gib", [5, 150])
+def test_tensors_over_4_gib_and_files_over_100_gib(gib: int, tmp_path: Path) -> None:
+    target = tmp_path / "large.gguf"
+    size = gib << 30
+    try:
+        sparse_model(target, {"large": size, "after": 3})
+    except OSError as error:
+        pytest.skip(f"no sparse file of {gib} GiB here: {error}")
+    with open(target, "r+b") as raw:
+        raw.seek(-32, os.SEEK_END)
+        raw.write(b"\1\2\3")
+    with mmgguf.open(target) as f:
+        assert f["large"].data.shape == (size,)
+        assert f["large"].data[-1] == 0
+        assert f["after"].data.tolist() == [1, 2, 3]
+        assert f["large"][size - 2 :].tolist() == [0, 0]
+    with mmgguf.open(target, backend="read") as f:
+        assert f["after"].data.tolist() == [1, 2, 3]
+
+
+# ---------------------------------------------------------------- splits
+
+
+def write_split(folder: Path, **changes: Any) -> list[Path]:
+    """Three shards; the first has no tensors.  `changes` maps a shard's number to a change of its metadata."""
+    tensors: list[dict[str, Any]] = [
+        {},
+        {"a": np.arange(3, dtype=np.int8), "b": np.zeros(2, np.float32)},
+        {"c": np.ones(5)},
+    ]
+    paths = [folder / f"model-{no:05d}-of-00003.gguf" for no in (1, 2, 3)]
+    for i, target in enumerate(paths):
+        metadata: dict[str, Any] = {
+            "split.no": np.uint16(i), "split.count": np.uint16(3), "split.tensors.count": np.int32(3),
+        }  # fmt: skip
+        if i == 0:
+            metadata |= {"general.architecture": "llama", "llama.block_count": 1}
+        metadata |= changes.get(f"shard{i}", {})
+        mmgguf.write(
+            target, {k: v for k, v in metadata.items() if v is not None}, tensors[i] | changes.get(f"tensors{i}", {})
+        )
+    return paths
+
+
+@BACKENDS
+@pytest.mark.parametrize("given", [0, 1, 2])
+def test_any_shards_path_opens_the_set(given: int, backend: Any, tmp_path: Path) -> None:
+    paths = write_split(tmp_path)
+    with mmgguf.open(paths[given], backend=backend) as f:
+        assert list(f) == ["a", "b", "c"]
+        assert f.architecture == "llama"
+        assert [shard.path for shard in f.shards] == [str(p) for p in paths]
+        assert f["c"].path == str(paths[2])
+        assert f["c"].data.tolist() == [1] * 5
+        assert f["a"].data.tolist() == [0, 1, 2]
+        assert f.nbytes == sum(p.stat().st_size for p in paths)
+        assert "3 shards" in repr(f)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"shard1": {"split.no": np.uint16(2)}}, r"00002-of-00003\.gguf: foreign shard: split\.no is 2, .* 1$"),
+        ({"shard2": {"split.no": None}}, r"00003-of-00003\.gguf: foreign shard: split\.no is missing"),
+        ({"shard1": {"split.count": np.uint16(4)}}, r"00002-of-00003\.gguf: foreign shard: split\.count is 4"),
+        ({"shard1": {"general.architecture": "gemma"}}, r"00002-of.*foreign shard: general\.architecture is 'gemma'"),
+        ({"shard2": {"split.tensors.count": np.int32(9)}}, r"00003-of.*split\.tensors\.count is 9, .* 3 tensors"),
+        ({"tensors2": {"a": np.zeros(3)}}, r"split\.tensors\.count is 3, the shards have 4"),
+        ({"shard0": {"split.count": np.uint16(2)}}, r"named as one of 3 shards, split\.count says 2"),
+    ],
+)
+def test_shards_that_do_not_belong_together(changes: dict[str, Any], match: str, tmp_path: Path) -> None:
+    paths = write_split(tmp_path, **changes)
+    with pytest.raises(SplitError, match=match):
+        mmgguf.open(paths[0])
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    total = {"split.tensors.count": np.int32(4)}
+    paths = write_split(tmp_path, shard0=total, shard1=total, shard2=total, tensors2={"a": np.zeros(3)})
+    with pytest.raises(
+        SplitError, match=r"00003-of-00003\.gguf: duplicate tensor 'a', .*00002-of-00003\.gguf has it too"
+    ):
+        mmgguf.open(paths[0])
+
+
+def test_missing_shards_and_other_names(tmp_path: Path) -> None:
+    paths = write_split(tmp_path)
+    paths[1].unlink()
+    with pytest.raises(SplitError, match=r"model-00002-of-00003\.gguf: missing; .*00003\.gguf is one shard of 3"):
+        mmgguf.open(paths[2])
+    paths[2].unlink()
+    with pytest.raises(SplitError, match=r"model-00002-of-00003\.gguf and 1 more: missing"):
+        mmgguf.open(paths[0])
+    renamed = paths[0].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(SplitError, match=r"renamed\.gguf: one shard of 3 .*not named"):
+        mmgguf.open(renamed)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_count_of_one_or_none_is_no_split(count: int, tmp_path: Path) -> None:
+    target = tmp_path / "model.gguf"
+    mmgguf.write(target, {"split.count": np.uint16(count)}, {"a": np.zeros(2)})
+    with mmgguf.open(target) as f:
+        assert list(f) == ["a"]
