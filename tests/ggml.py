@@ -1,7 +1,7 @@
 """The C library ggml through ctypes: what the tests hold mmgguf against.
 
-The wheel ``pywhispercpp`` carries ``libggml-base``, built for portable x86-64 (no fused multiply-add).  Where it is
-not installed, `require` skips the test; under CI it fails instead, so that a lost oracle does not go unnoticed.
+The wheel ``pywhispercpp`` carries ``libggml-base``, built for portable x86-64 (no fused multiply-add).  Where
+it is not installed, `require` skips the test; under CI it fails instead: a lost oracle does not go unnoticed.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class CFile:
         return type_, ValueType(self._lib.gguf_get_arr_type(self._gguf, index))
 
     def value(self, index: int) -> Any:
-        """A scalar, bytes for a string, a list of bytes for an array of them, a numpy array for other arrays."""
+        """A scalar, bytes for a string, a list of bytes for an array of them, else a numpy array."""
         lib, gguf = self._lib, self._gguf
         type_, element = self.value_type(index)
         if element is None:

@@ -1,1 +1,11 @@
-"""Stored blocks → numbers, with ggml's exact bits."""
+"""Stored blocks → numbers, with ggml's exact bits.
+
+`dispatch` holds `dequantize` and what is common to all types; `simple`, `kquants` and `iquants` the numpy
+kernels; ``compiled`` the numba ones, imported when they are first asked for.
+"""
+
+from __future__ import annotations
+
+from .dispatch import BACKENDS, DTYPES, dequantize, get_backend
+
+__all__ = ["BACKENDS", "DTYPES", "dequantize", "get_backend"]

@@ -1,0 +1,353 @@
+"""From stored blocks to an array of numbers: backend, chunks, dtypes, threads.
+
+A tensor is cut into chunks that fit in the cache.  Each chunk is gathered if its blocks are not contiguous or
+are big-endian, computed by the kernel of its type straight into the output where that is contiguous and of a
+dtype that the kernel writes, and otherwise into a scratch buffer that is converted and stored.  So no
+temporary grows with the tensor.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any, Final, Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..blocks import LAYOUTS, Layout, layout_of
+from ..constants import GGMLType
+from ..errors import MissingExtraError, UnknownTypeError
+
+__all__ = ["BACKENDS", "DTYPES", "Backend", "dequantize", "get_backend"]
+
+Backend = Literal["numpy", "numba"]
+BACKENDS: Final[tuple[Backend, ...]] = ("numba", "numpy")
+#: What results may be.
+DTYPES: Final = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
+
+_FLOAT32: Final = np.dtype(np.float32)
+#: Elements that a thread should have to do before it is worth starting (about a millisecond).
+_PER_THREAD: Final = 1 << 20
+#: Elements per chunk for compiled kernels when results go through the scratch buffer.
+_SCRATCH: Final = 1 << 14
+#: Bytes of output that no cache holds until somebody looks at them.
+_STREAM_FROM: Final = 4 << 20
+#: Elements per chunk of plain types, which need no scratch.
+_PLAIN: Final = 1 << 18
+
+#: ``(blocks, out, stream)`` with blocks 1-D, little-endian and contiguous; out (n, block_size), C-contiguous.
+#: ``stream`` says that the output is too large to be found in the cache afterwards.
+_Compute = Callable[[NDArray[Any], NDArray[Any], bool], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How one type becomes one dtype."""
+
+    layout: Layout
+    #: None for plain types, which numpy converts.
+    compute: _Compute | None
+    #: What ``compute`` writes: float32, or the dtype of the result.
+    computed: np.dtype[Any]
+    #: Elements per chunk through the scratch buffer.
+    chunk: int
+    #: The same where blocks and output can be used as they are; None: no limit.
+    direct_chunk: int | None
+
+
+def dequantize(
+    blocks: NDArray[Any],
+    type: int,
+    dtype: DTypeLike = np.float32,
+    out: NDArray[Any] | None = None,
+    threads: int | None = None,
+    backend: Backend | None = None,
+) -> NDArray[Any]:
+    """Turn stored blocks into numbers, with the bits that ggml's C library computes.
+
+    Parameters
+    ----------
+    blocks : numpy.ndarray
+        Block types: blocks in the structured dtype of `mmgguf.blocks.LAYOUTS`, of either byte order, shape
+        (..., n_blocks).  Plain types: numbers in their stored dtype, shape (..., n).  Both: uint8, whose last
+        axis is a whole number of blocks' little-endian bytes.  Leading axes may have any strides.
+    type : GGMLType or int
+        What the blocks are.
+    dtype : {float32, float16, bfloat16, float64}
+        Of the result.  Block types are computed in float32, as ggml does, then rounded to the nearest even or
+        widened; plain types are converted directly, as by `numpy.ndarray.astype`.
+    out : numpy.ndarray, optional
+        Memory to write to: of that dtype, shape (..., n_blocks * block_size), any strides.
+    threads : int, optional
+        Threads to spread the work over.  By default every available core for a large tensor, one for a small.
+    backend : {"numba", "numpy"}, optional
+        By default the environment variable ``MMGGUF_BACKEND``, or else numba where it is installed.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``out``, or a new array.
+
+    Raises
+    ------
+    UnknownTypeError
+        There is no such ggml type.
+    TypeError
+        Blocks of another dtype than the type's, a dtype that is not offered, or an ``out`` of another dtype.
+    ValueError
+        A last axis that is not a whole number of blocks, an ``out`` that is read-only, of the wrong shape or
+        overlaps the blocks, ``threads`` below one, or an unknown backend.
+    MissingExtraError
+        numba was asked for and is not installed.
+
+    Notes
+    -----
+    Everything is checked before anything is written.  Scratch memory is below 8 MiB per thread.
+    """
+    layout = layout_of(type)
+    if layout is None:
+        raise UnknownTypeError(f"ggml type {type} is not one that this version knows: cannot dequantize it")
+    ggml_type = GGMLType(type)
+    target = _target_dtype(dtype)
+    stored = _stored(np.asarray(blocks), ggml_type, layout)
+    shape = (*stored.shape[:-1], stored.shape[-1] * layout.block_size)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    plan = _plan(ggml_type, target, get_backend(backend))
+    if out is None:
+        out = np.empty(shape, target)
+    else:
+        _check_out(out, shape, target, stored)
+    _run(plan, stored, out, threads)
+    return out
+
+
+def get_backend(name: str | None = None) -> Backend:
+    """The backend that ``name``, the environment or what is installed decides on, in this order."""
+    asked = name or os.environ.get("MMGGUF_BACKEND") or None
+    if asked is None:
+        return "numba" if _compiled() else "numpy"
+    if asked not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {asked!r}")
+    if asked == "numba" and _compiled() is None:
+        raise MissingExtraError("numba", "fast")
+    return "numba" if asked == "numba" else "numpy"
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    """The module of numba kernels, or None where numba cannot be imported.
+
+    It has ``KERNELS``, type → ``(raw, out, stream=)`` with raw uint8 (n, type_size) and out (n, block_size)
+    of any dtype in `DTYPES`, both C-contiguous, for any n.  They release the GIL.
+    """
+    try:
+        return importlib.import_module(".compiled", __package__)
+    except ImportError:
+        return None
+
+
+def _target_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    target = np.dtype(dtype)
+    if target not in DTYPES:
+        raise TypeError(f"dtype must be one of {', '.join(d.name for d in DTYPES)}, got {target}")
+    return target
+
+
+def _stored(blocks: NDArray[Any], type_: GGMLType, layout: Layout) -> NDArray[Any]:
+    """The blocks as an array of the type's stored dtype, of either byte order, without copying."""
+    if blocks.ndim == 0:
+        raise ValueError(f"{type_.name} blocks need at least one axis")
+    if blocks.dtype in (layout.dtype, layout.stored("big")):
+        return blocks
+    if blocks.dtype != np.uint8:
+        raise TypeError(
+            f"{type_.name} blocks must have dtype {layout.dtype} (of either byte order) or uint8,"
+            f" got {blocks.dtype}"
+        )
+    size = blocks.shape[-1]
+    if size % layout.type_size:
+        raise ValueError(
+            f"a last axis of {size} bytes is not a whole number of {type_.name} blocks"
+            f" of {layout.type_size} bytes"
+        )
+    if blocks.size == 0:
+        return np.empty((*blocks.shape[:-1], size // layout.type_size), layout.dtype)
+    if layout.type_size > 1 and blocks.strides[-1] != 1:
+        raise ValueError("the last axis of raw bytes must be contiguous")
+    return blocks.view(layout.dtype)
+
+
+def _check_out(
+    out: NDArray[Any], shape: tuple[int, ...], target: np.dtype[Any], stored: NDArray[Any]
+) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array, got {out.__class__.__name__}")
+    if out.dtype != target:
+        raise TypeError(f"out must have dtype {target}, as dtype= says, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    if np.may_share_memory(stored, out):
+        raise ValueError("out overlaps the blocks")
+
+
+# What to do for a type
+
+
+@cache
+def _plan(type_: GGMLType, target: np.dtype[Any], backend: Backend) -> _Plan:
+    layout = LAYOUTS[type_]
+    if layout.is_plain:
+        return _Plan(layout, None, target, _PLAIN, _PLAIN)
+    if backend == "numba":
+        compiled = _compiled()
+        assert compiled is not None
+        return _Plan(layout, _from_bytes(compiled.KERNELS[type_], layout), target, _SCRATCH, None)
+    from . import iquants, kquants, simple  # noqa: F401  # they register their kernels
+    from .registry import KERNELS
+
+    entry = KERNELS[type_]
+    return _Plan(layout, _without_stream(entry.function), _FLOAT32, entry.chunk, entry.chunk)
+
+
+def _from_bytes(function: Callable[..., None], layout: Layout) -> _Compute:
+    type_size = layout.type_size
+
+    def compute(blocks: NDArray[Any], out: NDArray[Any], stream: bool) -> None:
+        function(blocks.view(np.uint8).reshape(-1, type_size), out, stream=stream)
+
+    return compute
+
+
+def _without_stream(function: Callable[[NDArray[Any], NDArray[Any]], None]) -> _Compute:
+    def compute(blocks: NDArray[Any], out: NDArray[Any], stream: bool) -> None:
+        function(blocks, out)
+
+    return compute
+
+
+# Doing it
+
+
+def _run(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int | None) -> None:
+    if out.size == 0:
+        return
+    if threads is None:
+        threads = min(_cores(), max(1, out.size // _PER_THREAD))
+    jobs = [job for pair in _as_rows(stored, out) for job in _jobs(plan, *pair, threads)]
+    stream = out.nbytes >= _STREAM_FROM
+    if threads == 1 or len(jobs) == 1:
+        _work(plan, jobs, stream)
+        return
+    # More parts than threads: a core that somebody else keeps busy does not hold up the rest.
+    part = -(-len(jobs) // (4 * threads))
+    parts = [jobs[i : i + part] for i in range(0, len(jobs), part)]
+    with ThreadPoolExecutor(threads, "mmgguf-dequantize") as pool:
+        for _ in pool.map(lambda jobs: _work(plan, jobs, stream), parts):
+            pass
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+#: Blocks (rows, n_blocks) and where their numbers go (rows, elements): either one row or whole rows.
+_Job = tuple[NDArray[Any], NDArray[Any]]
+
+
+def _as_rows(stored: NDArray[Any], out: NDArray[Any]) -> Iterator[_Job]:
+    """Two-dimensional views that cover both arrays; a single row where both are contiguous."""
+    if stored.flags.c_contiguous and out.flags.c_contiguous:
+        yield stored.reshape(1, -1), out.reshape(1, -1)
+    elif stored.ndim == 1:
+        yield stored[None], out[None]
+    elif stored.ndim == 2:
+        yield stored, out
+    elif _mergeable(stored) and _mergeable(out):
+        yield stored.reshape(-1, stored.shape[-1]), out.reshape(-1, out.shape[-1])
+    else:
+        for inner, inner_out in zip(stored, out, strict=True):
+            yield from _as_rows(inner, inner_out)
+
+
+def _mergeable(array: NDArray[Any]) -> bool:
+    """Whether the leading axes have the strides of a single one, so that reshape makes no copy."""
+    shape, strides = array.shape[:-1], array.strides[:-1]
+    return all(strides[i] == shape[i + 1] * strides[i + 1] for i in range(len(shape) - 1))
+
+
+def _jobs(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int) -> Iterator[_Job]:
+    rows, n_blocks = stored.shape
+    block_size = plan.layout.block_size
+    direct = _is_direct(plan, stored[0], out[0])
+    limit = plan.direct_chunk if direct else plan.chunk
+    # Without a limit a thread still gets several parts.
+    elements = limit or max(_SCRATCH, -(-out.size // (4 * threads)) if threads > 1 else out.size)
+    step = max(1, elements // block_size)
+    if rows > 1 and n_blocks * 2 <= step:
+        step_rows = max(1, plan.chunk // block_size // n_blocks)
+        for row in range(0, rows, step_rows):
+            yield stored[row : row + step_rows], out[row : row + step_rows]
+        return
+    for row in range(rows):
+        for start in range(0, n_blocks, step):
+            stop = min(start + step, n_blocks)
+            yield (
+                stored[row : row + 1, start:stop],
+                out[row : row + 1, start * block_size : stop * block_size],
+            )
+
+
+def _is_direct(plan: _Plan, stored: NDArray[Any], out: NDArray[Any]) -> bool:
+    """Whether a kernel can read these blocks and write this output as they are."""
+    return (
+        plan.compute is not None
+        and out.dtype == plan.computed
+        and out.flags.c_contiguous
+        and out.flags.aligned
+        and stored.flags.c_contiguous
+        and stored.dtype == plan.layout.dtype
+    )
+
+
+def _work(plan: _Plan, jobs: list[_Job], stream: bool) -> None:
+    # Scales may be infinite or NaN, and float16 overflows: that is in the numbers, not worth a warning.
+    with np.errstate(all="ignore"):
+        if plan.compute is None:
+            for stored, out in jobs:
+                np.copyto(out, stored, casting="unsafe")
+            return
+        layout = plan.layout
+        scratch: NDArray[Any] | None = None
+        for stored, out in jobs:
+            if _is_direct(plan, stored, out):
+                plan.compute(stored.reshape(-1), out.reshape(-1, layout.block_size), stream)
+                continue
+            blocks = _gather(stored, layout)
+            if scratch is None or scratch.shape[0] < blocks.size:
+                scratch = np.empty((blocks.size, layout.block_size), plan.computed)
+            values = scratch[: blocks.size]
+            plan.compute(blocks, values, False)
+            np.copyto(out, values.reshape(out.shape), casting="unsafe")
+
+
+def _gather(stored: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    """A contiguous 1-D little-endian array of these blocks; a view where possible."""
+    if stored.dtype != layout.dtype:
+        return stored.astype(layout.dtype).reshape(-1)
+    if not stored.flags.c_contiguous:
+        # As opaque items: numpy copies structured arrays field by field.
+        opaque = stored.view(np.dtype((np.void, layout.type_size)))
+        return np.ascontiguousarray(opaque).reshape(-1).view(layout.dtype)
+    return stored.reshape(-1)
