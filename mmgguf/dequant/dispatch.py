@@ -169,14 +169,12 @@ def _stored(blocks: NDArray[Any], type_: GGMLType, layout: Layout) -> NDArray[An
         return blocks
     if blocks.dtype != np.uint8:
         raise TypeError(
-            f"{type_.name} blocks must have dtype {layout.dtype} (of either byte order) or uint8,"
-            f" got {blocks.dtype}"
+            f"{type_.name} blocks must have dtype {layout.dtype} (of either byte order) or uint8, got {blocks.dtype}"
         )
     size = blocks.shape[-1]
     if size % layout.type_size:
         raise ValueError(
-            f"a last axis of {size} bytes is not a whole number of {type_.name} blocks"
-            f" of {layout.type_size} bytes"
+            f"a last axis of {size} bytes is not a whole number of {type_.name} blocks of {layout.type_size} bytes"
         )
     if blocks.size == 0:
         return np.empty((*blocks.shape[:-1], size // layout.type_size), layout.dtype)
@@ -185,9 +183,7 @@ def _stored(blocks: NDArray[Any], type_: GGMLType, layout: Layout) -> NDArray[An
     return blocks.view(layout.dtype)
 
 
-def _check_out(
-    out: NDArray[Any], shape: tuple[int, ...], target: np.dtype[Any], stored: NDArray[Any]
-) -> None:
+def _check_out(out: NDArray[Any], shape: tuple[int, ...], target: np.dtype[Any], stored: NDArray[Any]) -> None:
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy array, got {out.__class__.__name__}")
     if out.dtype != target:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ..constants import GGMLType
 from .codebooks import codebook
-from .parts import Bytes, Floats, contiguous, multiply, scale
+from .parts import Bytes, Floats, contiguous, look_up, multiply, scale
 from .registry import kernel
+from .simple import bit_table
 
 
 @cache
@@ -27,17 +28,14 @@ def _grid(name: str) -> NDArray[Any]:
 
 
 @cache
+def _even_signs() -> NDArray[np.uint64]:
+    """±1 for seven bits, with an eighth so that the number of minuses is even."""
+    return look_up(_signs(), codebook("ksigns_iq2xs"))
+
+
 def _signs() -> NDArray[np.uint64]:
     """Eight bytes of ±1 for eight bits; a set bit is minus."""
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="little")
-    signs: NDArray[np.int8] = 1 - 2 * bits.astype(np.int8)
-    return signs.view(np.uint64)
-
-
-@cache
-def _even_signs() -> NDArray[np.uint64]:
-    """The same for seven bits, with the eighth so that the number of minuses is even."""
-    return np.take(_signs(), codebook("ksigns_iq2xs"))
+    return bit_table(1, -1)
 
 
 def _signed(points: NDArray[Any], signs: NDArray[Any]) -> NDArray[np.int8]:
@@ -60,7 +58,7 @@ _SEVENS = np.array([0, 7, 14, 21], np.uint32)
 
 def _sevens(words: NDArray[np.uint32]) -> NDArray[np.uint64]:
     """Signs from the lower 28 bits of words: four groups of seven bits each."""
-    return np.take(_even_signs(), words[..., None] >> _SEVENS & 127)
+    return look_up(_even_signs(), words[..., None] >> _SEVENS & 127)
 
 
 @kernel(GGMLType.IQ2_XXS)
@@ -69,7 +67,7 @@ def iq2_xxs(blocks: NDArray[Any], out: Floats) -> None:
     packed = contiguous(blocks, "qs").reshape(-1, 8, 8)
     words = packed.view(np.uint32)[..., 1]
     d = scale(blocks)[:, None] * (np.float32(0.5) + (words >> 28).astype(np.float32)) * np.float32(0.25)
-    multiply(_signed(_grid("iq2xxs_grid")[packed[..., :4]], _sevens(words)), d, out)
+    multiply(_signed(look_up(_grid("iq2xxs_grid"), packed[..., :4]), _sevens(words)), d, out)
 
 
 @kernel(GGMLType.IQ2_XS)
@@ -77,7 +75,7 @@ def iq2_xs(blocks: NDArray[Any], out: Floats) -> None:
     words = contiguous(blocks, "qs").view(np.uint16)
     scales = _nibble_scales(contiguous(blocks, "scales"))
     d = scale(blocks)[:, None] * (np.float32(0.5) + scales) * np.float32(0.25)
-    multiply(_signed(_grid("iq2xs_grid")[words & 511], _even_signs()[words >> 9]), d, out)
+    multiply(_signed(look_up(_grid("iq2xs_grid"), words & 511), look_up(_even_signs(), words >> 9)), d, out)
 
 
 @kernel(GGMLType.IQ2_S)
@@ -87,7 +85,7 @@ def iq2_s(blocks: NDArray[Any], out: Floats) -> None:
     index |= _bits_above(contiguous(blocks, "qh"), 2)
     scales = _nibble_scales(contiguous(blocks, "scales"))
     d = scale(blocks)[:, None] * (np.float32(0.5) + scales) * np.float32(0.25)
-    multiply(_signed(_grid("iq2s_grid")[index], _signs()[packed[:, 32:]]), d, out)
+    multiply(_signed(look_up(_grid("iq2s_grid"), index), look_up(_signs(), packed[:, 32:])), d, out)
 
 
 @cache
@@ -100,7 +98,7 @@ def _above(bits: int) -> NDArray[Any]:
 
 def _bits_above(packed: Bytes, bits: int) -> NDArray[np.uint16]:
     """The upper bits of indices, from (n, k) bytes that hold 8 / ``bits`` of them each."""
-    return _above(bits)[packed].view(np.uint16).reshape(packed.shape[0], -1)
+    return look_up(_above(bits), packed).view(np.uint16).reshape(packed.shape[0], -1)
 
 
 @kernel(GGMLType.IQ3_XXS)
@@ -108,7 +106,7 @@ def iq3_xxs(blocks: NDArray[Any], out: Floats) -> None:
     packed = contiguous(blocks, "qs")
     words = packed[:, 64:].copy().view(np.uint32)
     d = scale(blocks)[:, None] * (np.float32(0.5) + (words >> 28).astype(np.float32)) * np.float32(0.5)
-    multiply(_signed(_grid("iq3xxs_grid")[packed[:, :64]], _sevens(words)), d, out)
+    multiply(_signed(look_up(_grid("iq3xxs_grid"), packed[:, :64]), _sevens(words)), d, out)
 
 
 @kernel(GGMLType.IQ3_S)
@@ -117,7 +115,7 @@ def iq3_s(blocks: NDArray[Any], out: Floats) -> None:
     index |= _bits_above(contiguous(blocks, "qh"), 1)
     scales = _nibble_scales(contiguous(blocks, "scales"))
     d = scale(blocks)[:, None] * (1 + 2 * scales)
-    multiply(_signed(_grid("iq3s_grid")[index], _signs()[contiguous(blocks, "signs")]), d, out)
+    multiply(_signed(look_up(_grid("iq3s_grid"), index), look_up(_signs(), contiguous(blocks, "signs"))), d, out)
 
 
 @cache
@@ -139,7 +137,7 @@ def iq1_s(blocks: NDArray[Any], out: Floats) -> None:
     upper |= (words >> 15 << 11)[..., None]
     index |= upper.reshape(index.shape)
     d = scale(blocks)[:, None] * (2 * (words >> 12 & 7) + 1).astype(np.float32) * np.float32(0.125)
-    multiply(_shifted_grid()[index].view(np.int8), d, out)
+    multiply(look_up(_shifted_grid(), index).view(np.int8), d, out)
 
 
 @kernel(GGMLType.IQ1_M)
@@ -153,4 +151,4 @@ def iq1_m(blocks: NDArray[Any], out: Floats) -> None:
     high = _nibble_scales(contiguous(blocks, "qh"))
     # Three bits of index, and the sign of the shift on top of them.
     index = contiguous(blocks, "qs") | high.astype(np.uint16) << 8
-    multiply(_shifted_grid()[index].view(np.int8), d, out)
+    multiply(look_up(_shifted_grid(), index).view(np.int8), d, out)

@@ -20,18 +20,20 @@ from .simple import looked_up, twos
 def q2_k(blocks: NDArray[Any], out: Floats) -> None:
     scales = contiguous(blocks, "scales")
     d, dmin = scale(blocks)[:, None], scale(blocks, "dmin")[:, None]
-    multiply(twos(contiguous(blocks, "qs")), d * (scales & 15), out)
+    multiply(interleave(twos(contiguous(blocks, "qs")), 32), d * (scales & 15), out)
     subtract(out, dmin * (scales >> 4))
 
 
 @kernel(GGMLType.Q3_K)
 def q3_k(blocks: NDArray[Any], out: Floats) -> None:
-    quants = twos(contiguous(blocks, "qs"))
+    planes = twos(contiguous(blocks, "qs").reshape(-1))
+    # A clear bit of the mask takes four off: the low four bits for the first half, the others for the second.
     mask = ~contiguous(blocks, "hmask")
-    # A clear bit of the mask takes four off.
-    fours = [(mask << 2 - bit if bit < 2 else mask >> bit - 2) & 4 for bit in range(8)]
-    np.subtract(quants, interleave(fours, 32), out=quants)
-    multiply(quants.view(np.int8), scale(blocks)[:, None] * _q3_k_scales(blocks), out)
+    mask = interleave([mask, mask >> 4], 32)
+    for plane, four in zip(planes, (mask << 2, mask << 1, mask, mask >> 1), strict=True):
+        np.subtract(plane, four & 4, out=plane)
+    quants = interleave(planes, 32).view(np.int8)
+    multiply(quants, scale(blocks)[:, None] * _q3_k_scales(blocks), out)
 
 
 def _q3_k_scales(blocks: NDArray[Any]) -> NDArray[np.int8]:
@@ -78,19 +80,21 @@ def q4_k(blocks: NDArray[Any], out: Floats) -> None:
 
 @kernel(GGMLType.Q5_K)
 def q5_k(blocks: NDArray[Any], out: Floats) -> None:
-    quants = nibbles(contiguous(blocks, "qs"), 32)
+    packed = contiguous(blocks, "qs").reshape(-1)
+    # Bits 0 and 1 go on top of the low and high nibbles of the first 32 bytes, 2 and 3 of the next, and so on.
     high = contiguous(blocks, "qh")
-    sixteens = [(high << 4 - bit if bit < 4 else high >> bit - 4) & 16 for bit in range(8)]
-    np.bitwise_or(quants, interleave(sixteens, 32), out=quants)
-    _with_minima(blocks, quants, out)
+    high = interleave([high, high >> 2, high >> 4, high >> 6], 32)
+    low = packed & 15 | high << 4 & 16
+    _with_minima(blocks, interleave([low, packed >> 4 | high << 3 & 16], 32), out)
 
 
 @kernel(GGMLType.Q6_K)
 def q6_k(blocks: NDArray[Any], out: Floats) -> None:
-    quants = nibbles(contiguous(blocks, "ql"), 64)
+    packed = contiguous(blocks, "ql").reshape(-1)
+    # Of 32 bytes, bits 0-1 and 2-3 go on top of 64 low nibbles, bits 4-5 and 6-7 on top of the high ones.
     high = contiguous(blocks, "qh")
-    upper = interleave([high << 4 & 48, high << 2 & 48, high & 48, high >> 2 & 48], 32)
-    np.bitwise_or(quants, upper, out=quants)
+    high = interleave([high, high >> 2], 32)
+    quants = interleave([packed & 15 | high << 4 & 48, packed >> 4 | high & 48], 64)
     np.subtract(quants, 32, out=quants)
     multiply(quants.view(np.int8), scale(blocks)[:, None] * blocks["scales"], out)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..constants import GGMLType
 from .codebooks import codebook
-from .parts import Bytes, Floats, contiguous, interleave, multiply, nibbles, repeat, scale
+from .parts import Bytes, Floats, contiguous, interleave, look_up, multiply, nibbles, scale
 from .registry import kernel
 
 
@@ -30,30 +30,36 @@ def q4_1(blocks: NDArray[Any], out: Floats) -> None:
     _add(out, scale(blocks, "m"))
 
 
-def _fives(blocks: NDArray[Any]) -> Bytes:
-    """Five-bit quants: nibbles, and bit i of ``qh`` on top of element i."""
+@cache
+def bit_table(clear: int, set_: int) -> NDArray[np.uint64]:
+    """For every byte one of two small numbers for each of its bits, lowest first: eight int8 as one item."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="little")
+    return np.where(bits, np.int8(set_), np.int8(clear)).view(np.uint64)
+
+
+def _fives(blocks: NDArray[Any], clear: int, set_: int) -> Bytes:
+    """Five-bit quants: nibbles, and above them what bit i of ``qh`` means for element i."""
     quants = nibbles(contiguous(blocks, "qs"), 16)
-    high = np.unpackbits(contiguous(blocks, "qh").reshape(-1), bitorder="little")
-    np.left_shift(high, 4, out=high)
-    return np.bitwise_or(quants, high, out=quants)
+    high = look_up(bit_table(clear, set_), contiguous(blocks, "qh")).reshape(-1)
+    np.bitwise_or(quants, high.view(np.uint8), out=quants)
+    return quants
 
 
 @kernel(GGMLType.Q5_0)
 def q5_0(blocks: NDArray[Any], out: Floats) -> None:
-    quants = _fives(blocks)
-    np.subtract(quants, 16, out=quants)
-    multiply(quants.view(np.int8), scale(blocks), out)
+    # A nibble with minus 16 above it is a nibble minus 16.
+    multiply(_fives(blocks, -16, 0).view(np.int8), scale(blocks), out)
 
 
 @kernel(GGMLType.Q5_1)
 def q5_1(blocks: NDArray[Any], out: Floats) -> None:
-    multiply(_fives(blocks), scale(blocks), out)
+    multiply(_fives(blocks, 0, 16), scale(blocks), out)
     _add(out, scale(blocks, "m"))
 
 
 def _add(out: Floats, minima: Floats) -> None:
     flat = out.reshape(-1)
-    np.add(flat, repeat(minima, out.shape[1]), out=flat)
+    np.add(flat, np.repeat(minima, out.shape[1]), out=flat)
 
 
 @kernel(GGMLType.Q8_0, GGMLType.Q8_1, GGMLType.Q8_K)
@@ -63,17 +69,18 @@ def q8(blocks: NDArray[Any], out: Floats) -> None:
 
 
 @cache
-def _byte_pairs(name: str) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """A table of 16 values, looked up by the low and by the high nibble of a byte."""
-    table = codebook(name)
-    byte = np.arange(256)
-    return table[byte & 15], table[byte >> 4]
+def _nibble_tables(name: str) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """For every two bytes the values of their low nibbles and of their high ones: two int8 as one item."""
+    values = codebook(name)
+    byte = np.arange(65536, dtype=np.uint16).view(np.uint8)
+    return values[byte & 15].view(np.uint16), values[byte >> 4].view(np.uint16)
 
 
 def looked_up(packed: Bytes, name: str, width: int) -> NDArray[np.int8]:
-    """Values of nibbles in the order of `nibbles`."""
-    low, high = _byte_pairs(name)
-    return interleave([low[packed], high[packed]], width)
+    """Values of nibbles, in the order of `nibbles`."""
+    index = packed.reshape(-1).view(np.uint16).astype(np.intp)
+    low, high = _nibble_tables(name)
+    return interleave([look_up(low, index), look_up(high, index)], width).view(np.int8)
 
 
 @kernel(GGMLType.IQ4_NL)
@@ -91,7 +98,8 @@ def _e8m0_half() -> Floats:
 
 @kernel(GGMLType.MXFP4)
 def mxfp4(blocks: NDArray[Any], out: Floats) -> None:
-    multiply(looked_up(contiguous(blocks, "qs"), "kvalues_fp4", 16), _e8m0_half()[blocks["e"]], out)
+    scales = look_up(_e8m0_half(), blocks["e"])
+    multiply(looked_up(contiguous(blocks, "qs"), "kvalues_fp4", 16), scales, out)
 
 
 @cache
@@ -106,60 +114,58 @@ def _ue4m3_half() -> Floats:
 
 @kernel(GGMLType.NVFP4)
 def nvfp4(blocks: NDArray[Any], out: Floats) -> None:
-    multiply(looked_up(contiguous(blocks, "qs"), "kvalues_fp4", 8), _ue4m3_half()[blocks["d"]], out)
+    scales = look_up(_ue4m3_half(), contiguous(blocks, "d"))
+    multiply(looked_up(contiguous(blocks, "qs"), "kvalues_fp4", 8), scales, out)
 
 
 @kernel(GGMLType.Q1_0)
 def q1_0(blocks: NDArray[Any], out: Floats) -> None:
-    signs = np.unpackbits(contiguous(blocks, "qs").reshape(-1), bitorder="little")
-    np.left_shift(signs, 1, out=signs)
-    np.subtract(signs, 1, out=signs)
+    signs = look_up(bit_table(-1, 1), contiguous(blocks, "qs"))
     multiply(signs.view(np.int8), scale(blocks), out)
 
 
 @cache
-def _pairs_of_bits() -> NDArray[np.uint32]:
-    """The four two-bit quants of a byte minus one, as four bytes."""
-    byte = np.arange(256, dtype=np.uint8)
-    quads = np.stack([(byte >> shift & 3) - np.uint8(1) for shift in (0, 2, 4, 6)], axis=-1)
-    return quads.reshape(-1).view(np.uint32)
+def _two_bit_table() -> NDArray[np.uint32]:
+    """For every byte its two-bit quants minus one, lowest first: four int8 as one item."""
+    byte = np.arange(256, dtype=np.uint8)[:, None]
+    return ((byte >> np.array([0, 2, 4, 6], np.uint8) & 3) - np.uint8(1)).reshape(-1).view(np.uint32)
 
 
 @kernel(GGMLType.Q2_0)
 def q2_0(blocks: NDArray[Any], out: Floats) -> None:
-    quads = _pairs_of_bits()[contiguous(blocks, "qs")]
-    multiply(quads.view(np.int8), scale(blocks), out)
+    quants = look_up(_two_bit_table(), contiguous(blocks, "qs"))
+    multiply(quants.view(np.int8), scale(blocks), out)
 
 
 @kernel(GGMLType.TQ1_0)
 def tq1_0(blocks: NDArray[Any], out: Floats) -> None:
     n = blocks.size
-    trits = np.empty((n, 256), np.uint8)
+    trits = np.empty((n, 256), np.int8)
     packed = contiguous(blocks, "qs")
-    last = contiguous(blocks, "qh")
-    # Five trits per byte as a fraction of 256 in base three: times a power of three, the next one leads.
-    for i, power in enumerate((1, 3, 9, 27, 81)):
-        lead = _leading_trit(packed * np.uint8(power))
-        trits[:, 32 * i : 32 * i + 32] = lead[:, :32]
-        trits[:, 160 + 16 * i : 176 + 16 * i] = lead[:, 32:]
-        if i < 4:
-            trits[:, 240 + 4 * i : 244 + 4 * i] = _leading_trit(last * np.uint8(power))
-    np.subtract(trits, 1, out=trits)
-    multiply(trits.view(np.int8), scale(blocks), out)
-
-
-def _leading_trit(fraction: Bytes) -> Bytes:
-    """``fraction * 3 >> 8``: 0, 1 or 2, without leaving bytes."""
-    return (fraction > 85).view(np.uint8) + (fraction > 170).view(np.uint8)
+    # Byte j of a run of w holds the elements j, w + j, 2 w + j, …: where it starts, its bytes, its trits.
+    runs = (
+        (0, np.ascontiguousarray(packed[:, :32]), 5),
+        (160, np.ascontiguousarray(packed[:, 32:]), 5),
+        (240, contiguous(blocks, "qh"), 4),
+    )
+    for start, run, count in runs:
+        width = run.shape[1]
+        items = trits.view(f"V{width}")
+        for i in range(count):
+            # Trits are the digits of a fraction of 256 in base three: times a power, the next one leads.
+            fraction = run * np.uint8(3**i)
+            lead = (fraction > 170).view(np.int8) - (fraction <= 85).view(np.int8)
+            items[:, start // width + i] = lead.view(items.dtype)[:, 0]
+    multiply(trits, scale(blocks), out)
 
 
 @kernel(GGMLType.TQ2_0)
 def tq2_0(blocks: NDArray[Any], out: Floats) -> None:
-    quants = twos(contiguous(blocks, "qs"))
+    quants = interleave(twos(contiguous(blocks, "qs")), 32)
     np.subtract(quants, 1, out=quants)
     multiply(quants.view(np.int8), scale(blocks), out)
 
 
-def twos(packed: Bytes) -> Bytes:
-    """Two-bit quants: the lowest two bits of 32 bytes, then their next two, and so on.  Flat."""
-    return interleave([packed >> shift & 3 if shift else packed & 3 for shift in (0, 2, 4, 6)], 32)
+def twos(packed: Bytes) -> list[NDArray[Any]]:
+    """The lowest two bits of all bytes, the next two, the next, and the highest."""
+    return [packed & 3, packed >> 2 & 3, packed >> 4 & 3, packed >> 6]
