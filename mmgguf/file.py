@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-from .blocks import ByteOrder
+from .blocks import ByteOrder, layout_of
 from .constants import FileType
-from .errors import ClosedError, GGUFError, NameNotFoundError, SplitError
+from .errors import ClosedError, FileChangedError, GGUFError, NameNotFoundError, SplitError
 from .header import Header, TensorInfo, parse_header
-from .memory import Backend, MappedFile, Mode, ReadFile, StorageFile, open_descriptor
+from .memory import (
+    Access,
+    Backend,
+    Identity,
+    Mode,
+    StorageFile,
+    open_descriptor,
+    open_storage,
+    require_identity,
+)
 from .metadata import Metadata, Section
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 from .split import ShardName, parse_shard_name
@@ -21,7 +30,10 @@ from .tensor import Tensor
 
 __all__ = ["GGUFFile", "Shard", "open"]
 
-_STORAGE: Final[dict[str, type[StorageFile]]] = {"mmap": MappedFile, "read": ReadFile}
+Progress = Callable[[int, int], object]
+
+#: How much is waited for at a time, so that progress can be shown.
+_PREFETCH_STEP: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,8 @@ class Shard:
 class GGUFFile(Mapping[str, Tensor]):
     """An open model: its tensors by name, in the file's order, and its metadata.
 
-    Made by `mmgguf.open`.  It may be used by many threads at once, and by the children of a ``fork``.
+    Made by `mmgguf.open`.  It may be used by many threads at once, and by the children of a ``fork``.  Pickled, it is a
+    reference: another process opens the same files, and raises `FileChangedError` if they have changed since.
 
     Parameters
     ----------
@@ -61,8 +74,10 @@ class GGUFFile(Mapping[str, Tensor]):
         The key-value pairs (of the first shard).
     """
 
-    def __init__(self, shards: list[Shard]) -> None:
+    def __init__(self, shards: list[Shard], access: Access = "normal", lock: bool = False) -> None:
         self.shards = tuple(shards)
+        self._access: Access = access
+        self._lock = lock
         self.metadata: Metadata = shards[0].header.metadata
         self._where: dict[str, tuple[TensorInfo, Shard]] = {
             name: (info, shard) for shard in shards for name, info in shard.header.tensors.items()
@@ -168,6 +183,65 @@ class GGUFFile(Mapping[str, Tensor]):
             layers.setdefault(".".join(parts[:cut]), {})[".".join(parts[cut:])] = self[name]
         return layers
 
+    # Advice to the kernel.
+
+    def prefetch(
+        self, names: Iterable[str] | None = None, wait: bool = False, progress: Progress | None = None
+    ) -> None:
+        """Start reading tensors into memory, in the order of the file.
+
+        Parameters
+        ----------
+        names : iterable of str, optional
+            Which tensors; all by default.
+        wait : bool, default False
+            Return only when they are there.
+        progress : callable, optional
+            With `wait`: called with the bytes that are there and the bytes in all.
+        """
+        ranges = self._ranges(names)
+        for file, offset, nbytes in ranges:
+            file.prefetch(offset, nbytes)
+        if not wait:
+            return
+        done, total = 0, sum(nbytes for _, _, nbytes in ranges)
+        for file, offset, nbytes in ranges:
+            for start in range(0, nbytes, _PREFETCH_STEP):
+                step = min(_PREFETCH_STEP, nbytes - start)
+                file.wait(offset + start, step)
+                done += step
+                if progress is not None:
+                    progress(done, total)
+
+    def release(self, names: Iterable[str] | None = None) -> None:
+        """Let go of the memory of tensors; they are read from the file again when they are touched.
+
+        Arrays stay valid.  Changes made with ``mode="c"`` are kept.
+        """
+        for file, offset, nbytes in self._ranges(names):
+            file.release(offset, nbytes)
+
+    def resident(self, names: Iterable[str] | None = None) -> int:
+        """Bytes of tensors that are in the page cache; 0 where the system cannot tell."""
+        return sum(file.resident(offset, nbytes) for file, offset, nbytes in self._ranges(names))
+
+    def _ranges(self, names: Iterable[str] | None) -> list[tuple[StorageFile, int, int]]:
+        """Where tensors lie: (file, offset, bytes), in the order of the file, neighbours merged."""
+        tensors = [self[name] for name in (self if names is None else names)]
+        order = {shard.file: no for no, shard in enumerate(self.shards)}
+        # Padding between neighbours belongs to them: to the kernel they are one range.
+        gap = max(shard.header.alignment for shard in self.shards)
+        ranges: list[tuple[StorageFile, int, int]] = []
+        known = [t for t in tensors if layout_of(t.type) is not None and t.nbytes]
+        for t in sorted(known, key=lambda t: (order[t.storage], t.offset)):
+            if ranges and ranges[-1][0] is t.storage:
+                file, offset, nbytes = ranges[-1]
+                if t.file_offset - (offset + nbytes) < gap:
+                    ranges[-1] = (file, offset, max(nbytes, t.file_offset + t.nbytes - offset))
+                    continue
+            ranges.append((t.storage, t.file_offset, t.nbytes))
+        return ranges
+
     # Lifetime.
 
     @property
@@ -199,6 +273,12 @@ class GGUFFile(Mapping[str, Tensor]):
         if self._closed:
             raise ClosedError(f"{self.path}: the file is closed")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._require_open()
+        file = self.shards[0].file
+        identities = [shard.file.identity for shard in self.shards]
+        return _restore, (file.absolute_path, file.backend, file.mode, self._access, self._lock, identities)
+
     def __repr__(self) -> str:
         if self._closed:
             return f"<GGUFFile {self.path} (closed)>"
@@ -206,7 +286,14 @@ class GGUFFile(Mapping[str, Tensor]):
         return f"<GGUFFile {self.path}: {len(self._where)} tensors, {len(self.metadata)} metadata keys{shards}>"
 
 
-def open(path: str | os.PathLike[str], backend: Backend = "mmap", mode: Mode = "r") -> GGUFFile:
+def open(
+    path: str | os.PathLike[str],
+    backend: Backend = "mmap",
+    mode: Mode = "r",
+    *,
+    access: Access = "normal",
+    lock: bool = False,
+) -> GGUFFile:
     """Open a GGUF file, or all shards of a split model by the path of any one.
 
     Parameters
@@ -218,6 +305,10 @@ def open(path: str | os.PathLike[str], backend: Backend = "mmap", mode: Mode = "
         for; meant for network file systems, and for files that others may truncate.
     mode : {"r", "c"}
         ``"r"``: arrays are read-only.  ``"c"``: they are writable, and the file never changes (copy-on-write).
+    access : {"normal", "sequential", "random"}
+        How the data will be read, as advice to the kernel.
+    lock : bool, default False
+        Keep the mapped file in memory (``mlock``).
 
     Returns
     -------
@@ -229,23 +320,46 @@ def open(path: str | os.PathLike[str], backend: Backend = "mmap", mode: Mode = "
     GGUFError
         The file is not valid GGUF, or the shards do not belong together.
     OSError
-        The system cannot open it, or it is not a regular file.
+        The system cannot open it, it is not a regular file, or memory cannot be locked.
     """
-    if backend not in _STORAGE:
-        raise ValueError(f"backend must be 'mmap' or 'read', got {backend!r}")
-    if mode not in ("r", "c"):
-        raise ValueError(f"mode must be 'r' or 'c', got {mode!r}")
+    for what, given, allowed in (
+        ("backend", backend, ("mmap", "read")),
+        ("mode", mode, ("r", "c")),
+        ("access", access, ("normal", "sequential", "random")),
+    ):
+        if given not in allowed:
+            raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, got {given!r}")
     name = os.fsdecode(path)
     shards = [_open_shard(name, backend, mode)]
     try:
         count = _split_value(shards[0], "split.count", 1)
         if count > 1:
             shards = _open_rest(shards[0], count, backend, mode)
-        return GGUFFile(shards)
+        for shard in shards:
+            if access != "normal":
+                shard.file.advise(access)
+            if lock:
+                shard.file.lock()
+        return GGUFFile(shards, access, lock)
     except BaseException:
         for shard in shards:
             shard.file.close()
         raise
+
+
+def _restore(
+    path: str, backend: Backend, mode: Mode, access: Access, lock: bool, identities: list[Identity]
+) -> GGUFFile:
+    file = open(path, backend, mode, access=access, lock=lock)
+    try:
+        if len(file.shards) != len(identities):
+            raise FileChangedError(f"{path}: had {len(identities)} shards when it was sent, has {len(file.shards)} now")
+        for shard, identity in zip(file.shards, identities, strict=True):
+            require_identity(shard.file, identity)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
@@ -260,7 +374,7 @@ def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
     except BaseException:
         os.close(descriptor)
         raise
-    file = _STORAGE[backend](descriptor, path, mode)
+    file = open_storage(descriptor, path, backend, mode)
     header.metadata.bind(file)
     return Shard(path, header, file)
 

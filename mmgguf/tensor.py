@@ -12,13 +12,16 @@ import numpy.typing as npt
 from .blocks import ByteOrder, Layout
 from .constants import GGMLType
 from .header import TensorInfo
-from .memory import StorageFile
+from .memory import StorageFile, open_same
 
 __all__ = ["Tensor"]
 
 
 class Tensor:
     """A tensor of an open `GGUFFile`; making one costs nothing, its data is touched when it is asked for.
+
+    Pickled, it is a reference of some hundred bytes: another process maps the same file, and raises
+    `FileChangedError` if that has changed since.
 
     Attributes
     ----------
@@ -28,13 +31,15 @@ class Tensor:
         Where the data section of its shard begins.
     byte_order : {"little", "big"}
         Of the stored data.
+    storage : StorageFile
+        The open file that holds it.
     """
 
-    __slots__ = ("_file", "byte_order", "data_offset", "info")
+    __slots__ = ("byte_order", "data_offset", "info", "storage")
 
     def __init__(self, info: TensorInfo, file: StorageFile, data_offset: int, byte_order: ByteOrder) -> None:
         self.info = info
-        self._file = file
+        self.storage = file
         self.data_offset = data_offset
         self.byte_order: ByteOrder = byte_order
 
@@ -91,7 +96,7 @@ class Tensor:
     @property
     def path(self) -> str:
         """The file (the shard) that holds the data."""
-        return self._file.path
+        return self.storage.path
 
     @property
     def data(self) -> npt.NDArray[Any]:
@@ -116,7 +121,28 @@ class Tensor:
         shape = info.ne[::-1]
         if not layout.is_plain:
             shape = (*shape[:-1], shape[-1] // layout.block_size)
-        return self._file.array(self.data_offset + info.offset, shape, layout.stored(self.byte_order))
+        return self.storage.array(self.data_offset + info.offset, shape, layout.stored(self.byte_order))
+
+    def rows(self, rank: int, world: int) -> npt.NDArray[Any]:
+        """The stored form of one rank's share of the slowest axis: a view of the mapped file.
+
+        Parameters
+        ----------
+        rank, world : int
+            Which share, from 0, of how many.  Shares differ by at most one where `world` does not divide the axis.
+
+        Returns
+        -------
+        ndarray
+            A part of `data` along its first axis; `mmgguf.dequantize` makes numbers of it.
+        """
+        start, stop = _share(self.data.shape[0] if self.ndim else 1, rank, world)
+        return self.data[start:stop] if self.ndim else self.data
+
+    def columns(self, rank: int, world: int) -> npt.NDArray[Any]:
+        """As `rows`, along the fastest axis: shares begin and end at block boundaries."""
+        start, stop = _share(self.data.shape[-1] if self.ndim else 1, rank, world)
+        return self.data[..., start:stop] if self.ndim else self.data
 
     def dequantize(
         self,
@@ -248,10 +274,26 @@ class Tensor:
     def __dlpack_device__(self) -> tuple[int, int]:
         return (1, 0)  # kDLCPU
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By reference: where the data lies, not the data.
+        file = self.storage
+        where = (file.absolute_path, file.backend, file.mode, file.identity)
+        return _restore, (self.info, where, self.data_offset, self.byte_order)
+
     def __repr__(self) -> str:
         if isinstance(self.type, GGMLType):
             return f"<Tensor {self.name} {self.type.name} {self.shape} {_binary_size(self.nbytes)}>"
         return f"<Tensor {self.name} unknown type {self.type} {self.shape}>"
+
+
+def _restore(info: TensorInfo, where: tuple[Any, ...], data_offset: int, byte_order: ByteOrder) -> Tensor:
+    return Tensor(info, open_same(*where), data_offset, byte_order)
+
+
+def _share(length: int, rank: int, world: int) -> tuple[int, int]:
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be from 0 to world - 1, got rank {rank} of world {world}")
+    return length * rank // world, length * (rank + 1) // world
 
 
 def _binary_size(nbytes: int) -> str:

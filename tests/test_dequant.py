@@ -97,9 +97,7 @@ def special_scales(type_: GGMLType) -> NDArray[np.uint8]:
     raw = random_bytes(type_)
     blocks = raw.view(LAYOUTS[type_].dtype).reshape(-1)
     first, second = (a.ravel() for a in np.meshgrid(SPECIAL_HALVES, SPECIAL_HALVES))
-    halves = [
-        name for name in ("d", "dmin", "m") if name in blocks.dtype.names and blocks.dtype[name] == "<f2"
-    ]
+    halves = [name for name in ("d", "dmin", "m") if name in blocks.dtype.names and blocks.dtype[name] == "<f2"]
     for name, values in zip(halves, (first, second), strict=False):
         blocks[name] = np.resize(values, blocks.size).view("<f2")
     if type_ is GGMLType.Q8_K:
@@ -182,9 +180,7 @@ def assert_same_bits(actual: NDArray[Any], expected: NDArray[Any]) -> None:
     if not same.all():
         where = np.argwhere(~same)
         first = tuple(where[0])
-        pytest.fail(
-            f"{len(where)} of {same.size} differ, first at {first}: {actual[first]!r} != {expected[first]!r}"
-        )
+        pytest.fail(f"{len(where)} of {same.size} differ, first at {first}: {actual[first]!r} != {expected[first]!r}")
 
 
 # Values
@@ -196,9 +192,7 @@ NOT_IN_GGUF = {GGMLType.Q8_1, GGMLType.Q8_K, GGMLType.Q1_0, GGMLType.Q2_0}
 @by_backend
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
 @by_type(BLOCK_TYPES)
-def test_same_bits_as_c(
-    type_: GGMLType, pattern: Callable[[GGMLType], NDArray[np.uint8]], backend: Any
-) -> None:
+def test_same_bits_as_c(type_: GGMLType, pattern: Callable[[GGMLType], NDArray[np.uint8]], backend: Any) -> None:
     raw = pattern(type_)
     assert_same_bits(dequantize(raw, type_, backend=backend), reference(raw, type_))
 
@@ -305,11 +299,7 @@ def test_chunks_and_threads_do_not_show(type_: GGMLType, threads: int | None, ba
     layout = LAYOUTS[type_]
     # More than a thread's worth by default, and not a multiple of any chunk.
     n_blocks = 2_300_000 // layout.block_size | 1
-    few = (
-        ordinary(type_, 1021, rows=1).reshape(1021, -1)
-        if not layout.is_plain
-        else random_bytes(type_).reshape(-1, 2)
-    )
+    few = ordinary(type_, 1021, rows=1).reshape(1021, -1) if not layout.is_plain else random_bytes(type_).reshape(-1, 2)
     raw = np.resize(few, (n_blocks, layout.type_size)).reshape(-1)
     base = dequantize(few, type_, backend=backend, threads=1)
     expected = np.resize(base, n_blocks * layout.block_size)

@@ -1,0 +1,258 @@
+"""Files and tensors sent to other processes, and advice about memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mmgguf
+from mmgguf import ClosedError, FileChangedError, GGMLType
+
+from .cases import random_tensor
+from .test_file import write_split
+
+BACKENDS = pytest.mark.parametrize("backend", ["mmap", "read"])
+MIB = 1 << 20
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    target = tmp_path / "model.gguf"
+    rng = np.random.default_rng(3)
+    blocks = random_tensor(GGMLType.Q4_K, (6, 8))
+    tensors = {
+        "big": rng.standard_normal((512, 1024), np.float32),
+        "blocks": mmgguf.TypedTensor(blocks.blocks, GGMLType.Q4_K),
+        "small": np.arange(5, dtype=np.int32),
+        "last": rng.standard_normal((256, 1024), np.float32),
+    }
+    mmgguf.write(target, {"general.architecture": "llama"}, tensors)
+    return target
+
+
+def checksum(tensor: mmgguf.Tensor) -> float:
+    return float(tensor.data.view(np.uint8).sum())
+
+
+def checksums(file: mmgguf.GGUFFile) -> dict[str, float]:
+    with file:
+        return {name: checksum(tensor) for name, tensor in file.items()}
+
+
+# ---------------------------------------------------------------- by reference
+
+
+@BACKENDS
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_pickles_are_references(backend: Any, mode: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    with mmgguf.open(path.name, backend=backend, mode=mode, access="random") as f:
+        sent_file, sent_tensor = pickle.dumps(f), pickle.dumps(f["big"])
+        assert max(len(sent_file), len(sent_tensor)) < 600
+        monkeypatch.chdir("/")
+        assert checksums(pickle.loads(sent_file)) == {name: checksum(t) for name, t in f.items()}
+        tensor = pickle.loads(sent_tensor)
+        np.testing.assert_array_equal(tensor.data, f["big"].data)
+        assert tensor.data.flags.writeable == (mode == "c")
+        assert type(tensor.storage) is type(f["big"].storage)
+        assert (tensor.name, tensor.type, tensor.shape) == ("big", GGMLType.F32, (512, 1024))
+
+
+def test_tensors_sent_one_by_one_share_a_mapping(path: Path) -> None:
+    with mmgguf.open(path) as f:
+        first, second = (pickle.loads(pickle.dumps(f[name])) for name in ("big", "small"))
+    assert first.storage is second.storage
+    assert second.data.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@BACKENDS
+def test_worker_processes(method: str, backend: Any, path: Path) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    with mmgguf.open(path, backend=backend) as f:
+        expected = {name: checksum(tensor) for name, tensor in f.items()}
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
+            assert dict(zip(f, pool.map(checksum, f.values()), strict=True)) == expected
+            assert pool.submit(checksums, f).result() == expected
+
+
+def test_a_split_model_travels_whole(tmp_path: Path) -> None:
+    paths = write_split(tmp_path)
+    with mmgguf.open(paths[1]) as f:
+        with pickle.loads(pickle.dumps(f)) as again:
+            assert list(again) == list(f)
+        assert pickle.loads(pickle.dumps(f["c"])).data.tolist() == [1] * 5
+        sent = pickle.dumps(f)
+        os.utime(paths[2], ns=(0, 0))
+        with pytest.raises(FileChangedError, match=r"00003-of-00003\.gguf: is not the file that was sent"):
+            pickle.loads(sent)
+
+
+@BACKENDS
+@pytest.mark.parametrize("change", ["touched", "replaced", "grown"])
+def test_a_changed_file_is_refused(change: str, backend: Any, path: Path) -> None:
+    with mmgguf.open(path, backend=backend) as f:
+        sent = [pickle.dumps(f), pickle.dumps(f["big"])]
+        alive = pickle.loads(sent[1])
+    if change == "touched":
+        os.utime(path, ns=(1, 1))
+    elif change == "grown":
+        os.truncate(path, path.stat().st_size + 64)
+    else:
+        mmgguf.write(path, {}, {"big": np.zeros(3)})
+    for data in sent:
+        with pytest.raises(FileChangedError, match="is not the file that was sent"):
+            pickle.loads(data)
+    del alive
+    path.unlink()
+    for data in sent:
+        with pytest.raises(FileNotFoundError):
+            pickle.loads(data)
+
+
+def test_a_closed_file_is_not_sent(path: Path) -> None:
+    f = mmgguf.open(path)
+    f.close()
+    with pytest.raises(ClosedError):
+        pickle.dumps(f)
+
+
+def test_a_dask_cluster(path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with (
+        mmgguf.open(path) as f,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        expected = {name: checksum(tensor) for name, tensor in f.items()}
+        futures = client.map(checksum, list(f.values()), pure=False)
+        assert dict(zip(f, client.gather(futures), strict=True)) == expected
+        assert client.submit(checksums, f, pure=False).result() == expected
+
+
+def test_a_torch_data_loader(path: Path) -> None:
+    data = pytest.importorskip("torch.utils.data")
+    with mmgguf.open(path) as f:
+        rows = Rows(f["big"])
+        loader = data.DataLoader(rows, batch_size=64, num_workers=2, multiprocessing_context="spawn")
+        batches = [batch.numpy() for batch in loader]
+        np.testing.assert_array_equal(np.concatenate(batches), f["big"].data)
+
+
+class Rows:
+    def __init__(self, tensor: mmgguf.Tensor) -> None:
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.tensor[index].copy()
+
+
+# ---------------------------------------------------------------- shares of a tensor
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_ranks_share_a_tensor(world: int, path: Path) -> None:
+    with mmgguf.open(path) as f:
+        for name in ("big", "blocks", "small"):
+            t = f[name]
+            rows = [t.rows(rank, world) for rank in range(world)]
+            columns = [t.columns(rank, world) for rank in range(world)]
+            assert np.concatenate(rows).tobytes() == t.data.tobytes()
+            assert np.concatenate(columns, axis=-1).tobytes() == t.data.tobytes()
+            assert all(np.shares_memory(part, t.data) for part in rows + columns if part.size)
+            assert max(map(len, rows)) - min(map(len, rows)) <= 1
+        for rank in (-1, world):
+            with pytest.raises(ValueError, match="rank"):
+                t.rows(rank, world)
+
+
+# ---------------------------------------------------------------- advice
+
+
+def drop_from_page_cache(path: Path) -> None:
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("this system has no posix_fadvise")
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+@BACKENDS
+def test_prefetch_release_and_resident(backend: Any, path: Path) -> None:
+    drop_from_page_cache(path)
+    with mmgguf.open(path, backend=backend) as f:
+        # Reading the header has brought some neighbours along.
+        if f.resident(["big"]) > f["big"].nbytes // 2:
+            pytest.skip("this file system keeps its pages")
+        calls: list[tuple[int, int]] = []
+        f.prefetch(["big"], wait=True, progress=lambda done, total: calls.append((done, total)))
+        assert f.resident(["big"]) == f["big"].nbytes
+        assert calls[-1] == (f["big"].nbytes, f["big"].nbytes)
+        f.prefetch(wait=True)
+        assert f.resident() >= sum(t.nbytes for t in f.values())
+        assert f.resident([]) == 0
+        before = checksum(f["last"])
+        f.release(["big"])
+        assert f.resident(["big"]) < 8192  # pages shared with neighbours stay
+        assert f.resident(["last"]) > f["last"].nbytes - 8192
+        assert checksum(f["last"]) == before
+        f.release()
+        assert f.resident() < 16384
+        assert checksum(f["last"]) == before
+
+
+def test_release_keeps_changes_of_copy_on_write(path: Path) -> None:
+    with mmgguf.open(path, mode="c") as f:
+        f["big"].data[:] = 7
+        f.release()
+        assert (f["big"].data == 7).all()
+
+
+@pytest.mark.parametrize("access", ["normal", "sequential", "random"])
+@BACKENDS
+def test_access_patterns_change_no_results(access: Any, backend: Any, path: Path) -> None:
+    with mmgguf.open(path) as plain, mmgguf.open(path, backend=backend, access=access) as f:
+        assert {name: checksum(t) for name, t in f.items()} == {name: checksum(t) for name, t in plain.items()}
+    with pytest.raises(ValueError, match="access must be one of"):
+        mmgguf.open(path, access="backwards")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_lock(path: Path) -> None:
+    def locked() -> int:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmLck"))
+        return int(line.split()[1]) * 1024
+
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] < path.stat().st_size:
+        pytest.skip("the limit for locked memory is too small")
+    before = locked()
+    with mmgguf.open(path, lock=True) as f:
+        assert locked() - before >= path.stat().st_size
+        assert f.resident() >= f["big"].nbytes
+    assert locked() == before
+
+
+def test_names_that_are_not_there(path: Path) -> None:
+    with mmgguf.open(path) as f:
+        for method in (f.prefetch, f.release, f.resident):
+            with pytest.raises(KeyError):
+                method(["nothing"])
+    for method in (f.prefetch, f.release, f.resident):
+        with pytest.raises(ClosedError):
+            method()
