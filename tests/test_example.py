@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -130,7 +131,9 @@ def test_the_answers_are_what_they_are_meant_to_be(answers: dict[str, Any], toke
 
 def test_command_line_streams_the_text(smollm2: Path, answers: dict[str, Any]) -> None:
     command = [sys.executable, str(EXAMPLE), str(smollm2), "What is the capital of France?", "--chat"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    # The same mmgguf as here, also where it is not installed.
+    environment = os.environ | {"PYTHONPATH": str(Path(mmgguf.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
     assert done.stdout == answers["answers"][2]["text"] + "\n"
 
 
