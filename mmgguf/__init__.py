@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from .constants import FileType, GGMLType, ValueType
+from .dequant import dequantize
 from .errors import (
     ClosedError,
     FileChangedError,
@@ -58,6 +59,7 @@ __all__ = [
     "UnknownTypeError",
     "ValueType",
     "VersionError",
+    "dequantize",
     "open",
     "read_header",
     "write",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .blocks import ByteOrder, Layout
 from .constants import GGMLType
+from .dequant import DTYPES, dequantize
 from .header import TensorInfo
 from .memory import StorageFile, open_same
 
@@ -167,12 +168,15 @@ class Tensor:
         ndarray
             `out`, or a new array of shape `shape`.  Float32 values have the same bits as ggml's.
         """
-        return self._dequantize(self.data, dtype, out=out, threads=threads)
+        data = self.data
+        if data.ndim:
+            return self._dequantize(data, dtype, out=out, threads=threads)
+        # A single number: the kernels work along an axis.
+        row = None if out is None else out.reshape(1)
+        values = self._dequantize(data.reshape(1), dtype, out=row, threads=threads)
+        return values.reshape(()) if out is None else out
 
     def _dequantize(self, blocks: npt.NDArray[Any], dtype: Any = np.float32, **options: Any) -> npt.NDArray[Any]:
-        # Imported here: who only maps tensors never pays for the kernels.
-        from .dequant import dequantize
-
         return dequantize(blocks, GGMLType(self.type), dtype=dtype, **options)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
@@ -183,8 +187,9 @@ class Tensor:
             return np.array(data, dtype, copy=copy)
         if copy is False:
             raise ValueError(f"{self.name}: {GGMLType(self.type).name} blocks become numbers only in a copy")
-        values = self._dequantize(data)
-        return values if dtype is None else values.astype(dtype, copy=False)
+        if dtype is None or np.dtype(dtype) in DTYPES:
+            return self._dequantize(data, np.float32 if dtype is None else dtype)
+        return self._dequantize(data).astype(dtype)
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         """Index the logical form as numpy would; of block types only the blocks that are needed are dequantized.

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import math
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -449,7 +448,7 @@ def _create_beside(target: str, shown: str) -> tuple[str, BinaryIO]:
     # system applies the umask itself.
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
-        temporary = os.path.join(os.path.dirname(target), f".mmgguf-{secrets.token_hex(8)}.tmp")
+        temporary = os.path.join(os.path.dirname(target), f".mmgguf-{os.urandom(8).hex()}.tmp")
         try:
             return temporary, os.fdopen(os.open(temporary, flags, 0o666), "wb")
         except FileExistsError:

@@ -1,0 +1,107 @@
+"""Tensors of block types as numbers: whole, by rows, by parts of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import mmgguf
+from mmgguf import GGMLType, dequant
+
+from .cases import random_tensor
+from .test_file import KEYS
+
+TYPES = [GGMLType.Q4_0, GGMLType.Q4_K, GGMLType.IQ2_XS]
+
+
+@pytest.fixture(params=["little", "big"])
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[mmgguf.GGUFFile]:
+    path = tmp_path / "model.gguf"
+    tensors: dict[str, Any] = {
+        "scalar": np.float32(2.5),
+        "integers": np.arange(12, dtype=np.int16).reshape(3, 4),
+        "bf16": np.linspace(-1, 1, 12).astype(ml_dtypes.bfloat16).reshape(3, 4),
+    }
+    for type_ in TYPES:
+        for name, blocks in {"vector": (5,), "matrix": (4, 3), "experts": (3, 4, 2)}.items():
+            tensors[f"{type_.name}.{name}"] = mmgguf.TypedTensor(random_tensor(type_, blocks).blocks, type_)
+    mmgguf.write(path, {}, tensors, byte_order=request.param)
+    with mmgguf.open(path) as f:
+        yield f
+
+
+def same_bits(a: Any, b: Any) -> None:
+    """Equal bit for bit; any NaN equals any NaN."""
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+    nan = np.isnan(a)
+    np.testing.assert_array_equal(nan, np.isnan(b))
+    assert np.where(nan, 0, a).tobytes() == np.where(nan, 0, b).tobytes()
+
+
+@pytest.mark.parametrize("type_", TYPES, ids=lambda t: t.name)
+def test_numbers_do_not_depend_on_how_they_are_asked_for(type_: GGMLType, file: mmgguf.GGUFFile) -> None:
+    for name in ("vector", "matrix", "experts"):
+        t = file[f"{type_.name}.{name}"]
+        whole = mmgguf.dequantize(t.data.astype(t.layout.dtype), type_)
+        assert whole.shape == t.shape
+        same_bits(np.asarray(t), whole)
+        same_bits(t.dequantize(), whole)
+        out = np.empty(t.shape, np.float32)
+        assert t.dequantize(out=out) is out
+        same_bits(out, whole)
+        same_bits(np.asarray(t, np.float16), t.dequantize(np.float16))
+        n = t.shape[-1]
+        keys = [key for key in KEYS if name == "experts" or not isinstance(key, tuple) or len(key) < 2]
+        keys += [slice(n // 3, n // 2), slice(-5, None)] if name == "vector" else []
+        keys += [(..., slice(1, n, 7)), (..., slice(n // 2, n // 2)), (..., n - 1), (..., slice(-3, None))]
+        for key in keys:
+            if isinstance(key, np.ndarray) and key.dtype == bool:
+                key = np.arange(len(t)) % 2 == 0
+            same_bits(t[key], whole[key])
+        for bad in (len(t), (..., n), (..., -n - 1), (0,) * 5):
+            with pytest.raises(IndexError):
+                t[bad]
+
+
+def test_only_the_blocks_that_are_needed_are_dequantized(
+    file: mmgguf.GGUFFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counting(blocks: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(blocks.size)
+        return dequant.dequantize(blocks, *args, **kwargs)
+
+    monkeypatch.setattr(mmgguf.tensor, "dequantize", counting)
+    t = file["Q4_K.experts"]  # 3 experts of 4 rows of 2 blocks
+    for key, blocks in [
+        (1, 8), ((1, 2), 2), ((1, 2, 300), 1), ((slice(0, 2), 1, slice(256, 300)), 2), ([0, 2], 16), ((..., 0), 12),
+    ]:  # fmt: skip
+        seen.clear()
+        t[key]
+        assert seen == [blocks], key
+
+
+def test_plain_types_become_the_dtype_that_is_asked_for(file: mmgguf.GGUFFile) -> None:
+    for name in ("scalar", "integers", "bf16"):
+        t = file[name]
+        expected = t.data.astype(t.layout.dtype)
+        for dtype in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64):
+            got = t.dequantize(dtype)
+            assert got.dtype == dtype
+            same_bits(got, expected.astype(dtype))
+            out = np.empty(t.shape, dtype)
+            assert t.dequantize(dtype, out=out) is out
+            same_bits(out, expected.astype(dtype))
+
+
+def test_blocks_cannot_be_numbers_without_a_copy(file: mmgguf.GGUFFile) -> None:
+    with pytest.raises(ValueError, match=r"Q4_0\.matrix: Q4_0 blocks become numbers only in a copy"):
+        np.asarray(file["Q4_0.matrix"], copy=False)
