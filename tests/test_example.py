@@ -6,12 +6,14 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import mmgguf
 from mmgguf.writer import TypedTensor, write
@@ -58,6 +60,13 @@ PROMPTS = [
     "1, 2, 3, 4, 5, 6, 7,",
     "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads of BLAS that wait for each other by spinning take several times as long on a busy machine."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +141,7 @@ def test_the_answers_are_what_they_are_meant_to_be(answers: dict[str, Any], toke
 def test_command_line_streams_the_text(smollm2: Path, answers: dict[str, Any]) -> None:
     command = [sys.executable, str(EXAMPLE), str(smollm2), "What is the capital of France?", "--chat"]
     # The same mmgguf as here, also where it is not installed.
-    environment = os.environ | {"PYTHONPATH": str(Path(mmgguf.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(mmgguf.__file__).parents[1]), "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
     assert done.stdout == answers["answers"][2]["text"] + "\n"
 
