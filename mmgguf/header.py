@@ -32,15 +32,15 @@ the least that one item can take.
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final
 
-from .blocks import ByteOrder, Layout, layout_of
+from .blocks import LAYOUTS, ByteOrder, Layout, layout_of
 from .constants import (
     DEFAULT_ALIGNMENT,
     LEGACY_MAGICS,
@@ -61,6 +61,8 @@ __all__ = ["Header", "TensorInfo", "parse_header", "read_header"]
 #: ggml keeps ``ne`` and sizes in int64, numpy in ssize_t.
 _MAX_INT: Final = (1 << 63) - 1
 _GGML_TYPES: Final[dict[int, GGMLType]] = {int(t): t for t in GGMLType}
+#: Block size and type size by id.
+_SIZES: Final[dict[int, tuple[int, int]]] = {int(t): (row.block_size, row.type_size) for t, row in LAYOUTS.items()}
 _VALUE_TYPES: Final[dict[int, ValueType]] = {int(t): t for t in ValueType}
 
 
@@ -310,7 +312,7 @@ class _Parser:
         Parsed from what the seeker has buffered, in place: one call per buffer instead of one per field.
         """
         seeker, size_t, u32, tails = self.seeker, self.size_t.unpack_from, self.u32.unpack_from, self.info_tails
-        width = self.size_t.size
+        width, longest, known_type = self.size_t.size, 4 + tails[-1].size, _GGML_TYPES.get
         infos: dict[str, TensorInfo] = {}
         buffer, position, origin = b"", 0, seeker.tell()
 
@@ -326,72 +328,76 @@ class _Parser:
             if position + width > len(buffer):
                 fetch(width)
             (length,) = size_t(buffer, position)
-            if position + width + length + 4 > len(buffer):
-                if length > seeker.size:
-                    raise TruncatedError(
-                        f"tensor info {number} at byte {origin + position}: name of {length} bytes, "
-                        f"file has {seeker.size}: download incomplete?"
-                    )
+            if length > seeker.size:
+                raise TruncatedError(
+                    f"tensor info {number} at byte {origin + position}: name of {length} bytes, "
+                    f"file has {seeker.size}: download incomplete?"
+                )
+            end = position + width + length
+            # Enough for any number of dimensions, but no more than there is at the end of the header.
+            if end + longest > len(buffer):
                 fetch(width + length + 4)
-            start = position + width
-            name = decode(buffer[start : start + length])
-            (n_dims,) = u32(buffer, start + length)
+                end = width + length
+            name = buffer[end - length : end].decode("utf-8", "surrogateescape")
+            (n_dims,) = u32(buffer, end)
             if n_dims > MAX_DIMS:
                 raise FormatError(
                     f"{name!r:.100}: {n_dims} dimensions, at most {MAX_DIMS} (tensor info at byte {origin + position})"
                 )
             tail = tails[n_dims]
-            if start + length + 4 + tail.size > len(buffer):
+            if end + 4 + tail.size > len(buffer):
                 fetch(width + length + 4 + tail.size)
-                start = position + width
-            *ne, type_id, offset = tail.unpack_from(buffer, start + length + 4)
+                end = width + length
+            *ne, type_id, offset = tail.unpack_from(buffer, end + 4)
             if name in infos:
                 raise FormatError(
                     f"{name!r:.100}: two tensors of that name (second tensor info at byte {origin + position})"
                 )
-            infos[name] = TensorInfo(name, tuple(ne), _GGML_TYPES.get(type_id, type_id), offset)
-            position = start + length + 4 + tail.size
+            infos[name] = TensorInfo(name, tuple(ne), known_type(type_id, type_id), offset)
+            position = end + 4 + tail.size
         return infos, origin + position
 
     def check_data(self, infos: dict[str, TensorInfo], alignment: int, data_offset: int) -> None:
         """Every tensor has whole blocks, is aligned, lies inside the file and overlaps no other."""
-        available = self.seeker.size - data_offset
-        extents: list[tuple[int, int, str]] = []
-        furthest, last = 0, ""
-        for info in infos.values():
-            name, ne, offset = info.name, info.ne, info.offset
+        available = max(self.seeker.size - data_offset, 0)
+        furthest, in_order = 0, True
+        for name, info in infos.items():
+            ne, offset = info.ne, info.offset
             if offset % alignment:
                 raise FormatError(f"{name!r:.100}: offset {offset} is not a multiple of the alignment {alignment}")
-            layout = layout_of(info.type)
-            if layout is None:
-                nbytes = 0
-            else:
+            nbytes = 0
+            if (sizes := _SIZES.get(info.type)) is not None:
+                block_size, type_size = sizes
                 row = ne[0] if ne else 1
-                if row % layout.block_size:
+                if row % block_size:
                     raise FormatError(
-                        f"{name!r:.100}: row of {row} elements is not a multiple of {GGMLType(info.type).name}'s "
-                        f"block size {layout.block_size}"
+                        f"{name!r:.100}: row of {row} elements is not a multiple of "
+                        f"{GGMLType(info.type).name}'s block size {block_size}"
                     )
-                nbytes = math.prod(ne) // layout.block_size * layout.type_size
+                nbytes = math.prod(ne) // block_size * type_size
                 # An empty tensor too: numpy refuses shapes whose other dimensions alone are too large.
-                if not nbytes and math.prod(n for n in ne if n) * layout.type_size > _MAX_INT:
+                if not nbytes and math.prod(n for n in ne if n) * type_size > _MAX_INT:
                     raise FormatError(f"{name!r:.100}: dimensions {ne} are beyond 64 bits")
-            end = offset + nbytes
-            if end > furthest:
-                furthest, last = end, name
-            if nbytes:
-                extents.append((offset, end, name))
-        if furthest > max(available, 0):
-            info = infos[last]
-            raise TruncatedError(
-                f"{last!r:.100}: ends at byte {data_offset + furthest} (dimensions {info.ne}, offset {info.offset}): "
-                f"needs {data_offset + furthest} bytes, file has {self.seeker.size}: download incomplete?"
-            )
-        extents.sort(key=itemgetter(0, 1))
-        previous_end, previous = 0, ""
-        for offset, end, name in extents:
-            if offset < previous_end:
-                raise FormatError(
-                    f"{name!r:.100}: begins at offset {offset}, inside {previous!r:.100}, which ends at {previous_end}"
+            if offset + nbytes > available:
+                needed = data_offset + offset + nbytes
+                raise TruncatedError(
+                    f"{name!r:.100}: ends at byte {needed} (dimensions {ne}, offset {offset}): "
+                    f"needs {needed} bytes, file has {self.seeker.size}: download incomplete?"
                 )
-            previous_end, previous = end, name
+            if nbytes:
+                in_order = in_order and offset >= furthest
+                furthest = max(furthest, offset + nbytes)
+        if not in_order:
+            self.check_overlaps(infos)
+
+    def check_overlaps(self, infos: dict[str, TensorInfo]) -> None:
+        extents = sorted(
+            (info.offset, info.offset + info.nbytes, name)
+            for name, info in infos.items()
+            if info.type in _SIZES and info.nbytes
+        )
+        for (_, end, name), (offset, _, other) in itertools.pairwise(extents):
+            if offset < end:
+                raise FormatError(
+                    f"{other!r:.100}: begins at offset {offset}, inside {name!r:.100}, which ends at {end}"
+                )

@@ -75,18 +75,19 @@ class Chain:
         end : int
             Where the last of them ends; this may lie beyond the window, but for its length nothing there was looked at.
         """
-        if self.width != 8 or len(window) < 64:
+        if self.width != 8 or count < 32 or len(window) < 64:
             return self._step(window, 0, count, starts)
         proposed, ends = self._propose(window)
-        breaks = np.flatnonzero(proposed[1:] != ends[:-1])
-        if len(breaks) * 8 > len(proposed) or not len(proposed):
-            # Hardly a chain at all.  One plain loop costs less than many short leaps.
-            return self._step(window, 0, count, starts)
-        last_of_run: list[int] = breaks.tolist()
+        last_of_run: list[int] = np.flatnonzero(proposed[1:] != ends[:-1]).tolist()
         last_of_run.append(len(proposed) - 1)
-        run = index = position = found = 0
+        run = index = position = found = leaps = 0
         limit = len(window) - 8
         while found < count and position <= limit:
+            if leaps * 8 > found + 256:
+                # Hardly a chain at all.  One plain loop costs less than many short leaps.
+                stepped, position = self._step(window, position, count - found, starts)
+                return found + stepped, position
+            leaps += 1
             if index < len(proposed) and proposed[index] == position:
                 while last_of_run[run] < index:
                     run += 1
