@@ -37,6 +37,8 @@ OUTPUT_DTYPES: Final[dict[np.dtype[Any], OutputName]] = {
     np.dtype(np.float64): "float64",
 }
 
+_BYTE: Final = np.dtype(np.uint8)
+
 #: Bytes of output from which on a kernel writes past the caches: they would not hold it anyway.
 STREAM_FROM: Final = 4 << 20
 
@@ -110,7 +112,7 @@ class Kernel:
             ``raw`` or ``out`` has another dtype, shape or memory layout: compiled code checks no bounds.
         """
         count = raw.shape[0] if raw.ndim == 2 else -1
-        if raw.dtype != np.uint8 or raw.shape != (count, self._type_size) or not raw.flags.c_contiguous:
+        if raw.dtype != _BYTE or raw.shape != (count, self._type_size) or not raw.flags.c_contiguous:
             raise ValueError(
                 f"{self.type.name}: blocks must be C-contiguous uint8 of shape (n, {self._type_size}), "
                 f"got {raw.dtype} {raw.shape}"

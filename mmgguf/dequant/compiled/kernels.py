@@ -8,12 +8,12 @@ that of the C library's ``dequantize_row_*``: it decides the last bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any, Final
 
 import numpy as np
 
 from ...constants import GGMLType
+from ..codebooks import codebook
 from .vectors import (
     address,
     bfloat16s,
@@ -67,16 +67,15 @@ def _kernel(type_: GGMLType) -> Callable[[Callable[..., None]], Callable[..., No
 # Tables and constants.  numba freezes globals: arrays become data of the compiled code, float32 scalars stay
 # float32 where a literal 0.5 would turn the arithmetic into float64.
 
-with (files("mmgguf.dequant") / "codebooks.npz").open("rb") as _file, np.load(_file) as _tables:
-    KSIGNS = _tables["ksigns_iq2xs"]
-    IQ2_XXS_GRID = _tables["iq2xxs_grid"]
-    IQ2_XS_GRID = _tables["iq2xs_grid"]
-    IQ2_S_GRID = _tables["iq2s_grid"]
-    IQ3_XXS_GRID = _tables["iq3xxs_grid"]
-    IQ3_S_GRID = _tables["iq3s_grid"]
-    IQ1_GRID = _tables["iq1s_grid"]
-    KVALUES_IQ4 = _tables["kvalues_iq4nl"]
-    KVALUES_FP4 = _tables["kvalues_fp4"]
+KSIGNS = codebook("ksigns_iq2xs")
+IQ2_XXS_GRID = codebook("iq2xxs_grid")
+IQ2_XS_GRID = codebook("iq2xs_grid")
+IQ2_S_GRID = codebook("iq2s_grid")
+IQ3_XXS_GRID = codebook("iq3xxs_grid")
+IQ3_S_GRID = codebook("iq3s_grid")
+IQ1_GRID = codebook("iq1s_grid")
+KVALUES_IQ4 = codebook("kvalues_iq4nl")
+KVALUES_FP4 = codebook("kvalues_fp4")
 
 QUARTER = np.float32(0.25)
 HALF = np.float32(0.5)
