@@ -1,0 +1,88 @@
+"""Parsing a header: through `BufferedSeeker` at several buffer sizes, without a buffer, and from the mapping."""
+
+from __future__ import annotations
+
+import io
+import mmap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import mmgguf
+from mmgguf.bench.fields import read_fields
+from mmgguf.bench.measure import CountingFile
+from mmgguf.header import parse_header
+
+from .conftest import Model, Timed
+
+KIB = 1024
+
+
+def _seeker(buffer_size: int) -> Callable[[Any], tuple[int, int]]:
+    def parse(file: Any) -> tuple[int, int]:
+        header = parse_header(mmgguf.BufferedSeeker(file, buffer_size))
+        return len(header.metadata), len(header.tensors)
+
+    return parse
+
+
+def _stream(file: Any) -> tuple[int, int]:
+    header = mmgguf.read_header(file)
+    return len(header.metadata), len(header.tensors)
+
+
+def _fields(file: Any) -> tuple[int, int]:
+    metadata, tensors = read_fields(file.read)
+    return len(metadata), len(tensors)
+
+
+def _fields_buffered(file: Any) -> tuple[int, int]:
+    reader = io.BufferedReader(file, 64 * KIB)
+    try:
+        return _fields(reader)
+    finally:
+        reader.detach()
+
+
+def _mapping(parse: Callable[[Any], tuple[int, int]]) -> Callable[[Any], tuple[int, int]]:
+    def parse_mapped(file: Any) -> tuple[int, int]:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+            return parse(mapping)
+
+    return parse_mapped
+
+
+WAYS: dict[str, Callable[[Any], tuple[int, int]]] = {
+    "seeker, unbuffered": _seeker(0),
+    "seeker, 4 KiB": _seeker(4 * KIB),
+    "seeker, 16 KiB": _seeker(16 * KIB),
+    "seeker, 64 KiB": _seeker(64 * KIB),
+    "seeker, 256 KiB": _seeker(256 * KIB),
+    "seeker, 1 MiB": _seeker(1024 * KIB),
+    "seeker over the mapping": _mapping(_seeker(64 * KIB)),
+    "read_header, arrays kept": _stream,
+    "field by field, unbuffered": _fields,
+    "field by field, buffered": _fields_buffered,
+    "field by field, mapping": _mapping(_fields),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_header(benchmark: Any, timed: Timed, model: Model, way: str) -> None:
+    benchmark.group = f"header: {model.label}"
+    with mmgguf.open(model.path) as file:
+        expected = len(file.metadata), len(file)
+        nbytes = file.shards[0].header.nbytes
+
+    with CountingFile(model.path) as counted:
+        assert WAYS[way](counted) == expected
+        calls = dict(counted.calls)
+
+    def run() -> tuple[int, int]:
+        # Unbuffered: whatever buffers is the way's own.
+        with io.FileIO(model.path) as file:
+            return WAYS[way](file)
+
+    assert timed(run) == expected
+    benchmark.extra_info.update(way=way, system_calls=sum(calls.values()), header_bytes=nbytes, **calls)

@@ -1,0 +1,10 @@
+"""How fast, beside what else: the measurements behind ``mmgguf bench`` and behind the suite in ``benchmarks/``.
+
+* `measure`: interleaved timing, system calls, the page cache, a process's memory
+* `models`: generated files with the proportions of real ones
+* `fields`: a parser that reads field by field, which is what most readers do
+* `peers`: other libraries that open such files, where they are installed
+* `quick`: the few comparisons that ``mmgguf bench`` prints
+
+Nothing here is imported by the rest of the library.
+"""
