@@ -8,30 +8,40 @@ moved as single opaque items, which numpy copies an order of magnitude faster th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["column", "contiguous", "interleave", "look_up", "multiply", "nibbles", "scale", "subtract"]
+__all__ = [
+    "column",
+    "contiguous",
+    "interleave",
+    "look_up",
+    "multiply",
+    "nibbles",
+    "paired_nibbles",
+    "scale",
+    "subtract",
+]
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
-def column(blocks: NDArray[Any], name: str, dtype: Any) -> NDArray[Any]:
-    """A field of every block as one item of ``dtype``, strided: shape (n,)."""
-    assert blocks.dtype.fields is not None
-    offset = blocks.dtype.fields[name][1]
-    return np.ndarray(blocks.shape, dtype, blocks.data, offset, blocks.strides)
+def column(rows: NDArray[Any], start: int, size: int) -> NDArray[Any]:
+    """``size`` bytes of every row from ``start`` on, as one opaque item each: a view of shape (n,)."""
+    return np.ndarray(rows.shape[0], f"V{size}", rows.data, start, rows.strides[:1])
 
 
-def contiguous(blocks: NDArray[Any], name: str) -> Bytes:
-    """The bytes of a field of every block, copied: shape (n, bytes)."""
+def contiguous(blocks: NDArray[Any], name: str, start: int = 0, size: int | None = None) -> Bytes:
+    """The bytes of a field of every block, or some of them, copied: shape (n, bytes)."""
     assert blocks.dtype.fields is not None
-    size = blocks.dtype.fields[name][0].itemsize
-    items = np.ascontiguousarray(column(blocks, name, f"V{size}"))
-    return items.view(np.uint8).reshape(blocks.size, size)
+    dtype, offset = blocks.dtype.fields[name][:2]
+    size = size or dtype.itemsize
+    items = np.ndarray(blocks.shape, f"V{size}", blocks.data, offset + start, blocks.strides)
+    return np.ascontiguousarray(items).view(np.uint8).reshape(blocks.size, size)
 
 
 def scale(blocks: NDArray[Any], name: str = "d") -> Floats:
@@ -51,6 +61,17 @@ def interleave(planes: Sequence[NDArray[Any]], width: int) -> Bytes:
 def nibbles(packed: Bytes, width: int) -> Bytes:
     """Low nibbles of ``width`` bytes, then their high nibbles, and so on.  Flat."""
     return interleave([packed & 15, packed >> 4], width)
+
+
+@cache
+def _nibble_pairs() -> NDArray[np.uint16]:
+    byte = np.arange(256, dtype=np.uint8)
+    return np.stack([byte & 15, byte >> 4], axis=-1).reshape(-1).view(np.uint16)
+
+
+def paired_nibbles(packed: Bytes) -> Bytes:
+    """(n, k) bytes → (n, 2 k): the low nibble of each, then its high nibble."""
+    return look_up(_nibble_pairs(), packed).view(np.uint8)
 
 
 def look_up(table: NDArray[Any], index: NDArray[Any]) -> NDArray[Any]:

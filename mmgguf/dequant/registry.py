@@ -28,7 +28,7 @@ class Kernel:
 KERNELS: Final[dict[GGMLType, Kernel]] = {}
 
 
-def kernel(*types: GGMLType, chunk: int = 1 << 16) -> Callable[[KernelFunction], KernelFunction]:
+def kernel(*types: GGMLType, chunk: int = 1 << 18) -> Callable[[KernelFunction], KernelFunction]:
     """Register a kernel for these types."""
 
     def register(function: KernelFunction) -> KernelFunction:

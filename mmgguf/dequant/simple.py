@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..constants import GGMLType
 from .codebooks import codebook
-from .parts import Bytes, Floats, contiguous, interleave, look_up, multiply, nibbles, scale
+from .parts import Bytes, Floats, column, contiguous, interleave, look_up, multiply, nibbles, scale
 from .registry import kernel
 
 
@@ -139,23 +139,17 @@ def q2_0(blocks: NDArray[Any], out: Floats) -> None:
 
 @kernel(GGMLType.TQ1_0)
 def tq1_0(blocks: NDArray[Any], out: Floats) -> None:
-    n = blocks.size
-    trits = np.empty((n, 256), np.int8)
-    packed = contiguous(blocks, "qs")
-    # Byte j of a run of w holds the elements j, w + j, 2 w + j, …: where it starts, its bytes, its trits.
-    runs = (
-        (0, np.ascontiguousarray(packed[:, :32]), 5),
-        (160, np.ascontiguousarray(packed[:, 32:]), 5),
-        (240, contiguous(blocks, "qh"), 4),
-    )
-    for start, run, count in runs:
-        width = run.shape[1]
-        items = trits.view(f"V{width}")
-        for i in range(count):
-            # Trits are the digits of a fraction of 256 in base three: times a power, the next one leads.
-            fraction = run * np.uint8(3**i)
-            lead = (fraction > 170).view(np.int8) - (fraction <= 85).view(np.int8)
-            items[:, start // width + i] = lead.view(items.dtype)[:, 0]
+    trits = np.empty((blocks.size, 256), np.int8)
+    packed = np.concatenate([contiguous(blocks, "qs"), contiguous(blocks, "qh")], axis=1)
+    # Byte j of a run of w holds the elements j, w + j, 2 w + j, …: where the run and its elements start.
+    runs = ((0, 32, 0), (32, 16, 160), (48, 4, 240))
+    for i in range(5):
+        # Trits are the digits of a fraction of 256 in base three: times a power, the next one leads.
+        fraction = packed * np.uint8(3**i)
+        lead = (fraction > 170).view(np.int8) - (fraction <= 85).view(np.int8)
+        # The last run has four trits per byte.
+        for run, width, start in runs if i < 4 else runs[:2]:
+            column(trits, start + width * i, width)[...] = column(lead, run, width)
     multiply(trits, scale(blocks), out)
 
 
