@@ -22,6 +22,8 @@ permission) stays the ordinary `OSError`.
 
 from __future__ import annotations
 
+from typing import Final
+
 __all__ = [
     "ClosedError",
     "FileChangedError",
@@ -35,7 +37,21 @@ __all__ = [
     "TruncatedError",
     "UnknownTypeError",
     "VersionError",
+    "shown",
 ]
+
+#: Characters of a name or value that a message shows.
+_SHOWN_LENGTH: Final = 100
+
+
+def shown(text: str, quoted: bool = False) -> str:
+    """A name from a file as messages show it: bounded, and with nothing that a terminal would obey.
+
+    As it is where that is harmless and no quotes are asked for; otherwise quoted and escaped as `repr` does, and cut.
+    """
+    if len(text) <= _SHOWN_LENGTH:
+        return repr(text) if quoted or not text or not text.isprintable() else text
+    return f"{text[:_SHOWN_LENGTH]!r}… ({len(text)} characters)"
 
 
 class GGUFError(Exception):

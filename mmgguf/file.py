@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Final, Self
 
 from .blocks import ByteOrder, layout_of
 from .constants import FileType
-from .errors import ClosedError, FileChangedError, GGUFError, NameNotFoundError, SplitError
+from .errors import ClosedError, FileChangedError, GGUFError, NameNotFoundError, SplitError, shown
 from .header import Header, TensorInfo, parse_header
 from .memory import (
     Access,
@@ -34,6 +35,8 @@ Progress = Callable[[int, int], object]
 
 #: How much is waited for at a time, so that progress can be shown.
 _PREFETCH_STEP: Final = 16 << 20
+#: A name may speak of 99999 shards, and a network's file system be slow.
+_COUNTED_MISSING: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class GGUFFile(Mapping[str, Tensor]):
             info, shard = self._where[name]
         except KeyError:
             self._require_open()
-            raise NameNotFoundError(f"{self.path}: no tensor {name!r}") from None
+            raise NameNotFoundError(f"{self.path}: no tensor {shown(str(name), quoted=True)}") from None
         if self._closed:
             self._require_open()
         return Tensor(info, shard.file, shard.header.data_offset, shard.header.byte_order)
@@ -366,7 +369,8 @@ def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
     descriptor = open_descriptor(path)
     try:
         with io.FileIO(descriptor, closefd=False) as raw:
-            header = parse_header(BufferedSeeker(raw, DEFAULT_BUFFER_SIZE))
+            seeker = BufferedSeeker(raw, DEFAULT_BUFFER_SIZE)
+            header = parse_header(seeker)
     except GGUFError as error:
         os.close(descriptor)
         error.args = (f"{path}: {error}",)
@@ -375,6 +379,10 @@ def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
         os.close(descriptor)
         raise
     file = open_storage(descriptor, path, backend, mode)
+    if file.size != seeker.size:
+        # The header was held against another size than the one that is mapped.
+        file.close()
+        raise FileChangedError(f"{path}: had {seeker.size} bytes when its header was read, has {file.size} now")
     header.metadata.bind(file)
     return Shard(path, header, file)
 
@@ -389,9 +397,13 @@ def _open_rest(given: Shard, count: int, backend: Backend, mode: Mode) -> list[S
         )
     if name.count != count:
         raise SplitError(f"{given.path}: named as one of {name.count} shards, split.count says {count}")
-    missing = [path for no in range(1, count + 1) if not os.path.exists(path := name.path(no))]
+    if not 1 <= name.no <= count:
+        raise SplitError(f"{given.path}: named as shard {name.no} of {count}, they are counted from 1 to {count}")
+    every = (name.path(no) for no in range(1, count + 1))
+    missing = list(itertools.islice((path for path in every if not os.path.exists(path)), _COUNTED_MISSING))
     if missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        least = "at least " if len(missing) == _COUNTED_MISSING else ""
+        others = f" and {least}{len(missing) - 1} more" if len(missing) > 1 else ""
         raise SplitError(f"{missing[0]}{others}: missing; {given.path} is one shard of {count}")
     shards: list[Shard] = []
     try:
@@ -426,8 +438,8 @@ def _check_together(shards: list[Shard]) -> None:
         architecture = shard.header.metadata.get(key, None)
         if architecture is not None and architecture != first.header.metadata.get(key, architecture):
             raise SplitError(
-                f"{shard.path}: foreign shard: {key} is {architecture!r}, "
-                f"{first.path} has {first.header.metadata[key]!r}"
+                f"{shard.path}: foreign shard: {key} is {architecture!r:.100}, "
+                f"{first.path} has {first.header.metadata[key]!r:.100}"
             )
         total = _split_value(shard, "split.tensors.count", None)
         expected = sum(len(other.header.tensors) for other in shards)
@@ -437,7 +449,7 @@ def _check_together(shards: list[Shard]) -> None:
             )
         for name in shard.header.tensors:
             if name in seen:
-                raise SplitError(f"{shard.path}: duplicate tensor {name!r:.100}, {seen[name]} has it too")
+                raise SplitError(f"{shard.path}: duplicate tensor {shown(name, quoted=True)}, {seen[name]} has it too")
             seen[name] = shard.path
 
 

@@ -50,16 +50,18 @@ from .constants import (
     GGMLType,
     ValueType,
 )
-from .errors import FormatError, NotGGUFError, TruncatedError, UnknownTypeError, VersionError
+from .errors import FormatError, NotGGUFError, TruncatedError, UnknownTypeError, VersionError, shown
 from .metadata import ArrayInfo, Metadata, RetainedArrays
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
-from .strings import Chain, decode, scan
+from .strings import Chain, decode, encode, scan
 from .values import NUMBERS
 
 __all__ = ["Header", "TensorInfo", "parse_header", "read_header"]
 
 #: ggml keeps ``ne`` and sizes in int64, numpy in ssize_t.
 _MAX_INT: Final = (1 << 63) - 1
+_VERSIONS: Final = (1, 2, 3)
+_READABLE: Final = "versions 1, 2 and 3 can be read"
 _GGML_TYPES: Final[dict[int, GGMLType]] = {int(t): t for t in GGMLType}
 #: Block size and type size by id.
 _SIZES: Final[dict[int, tuple[int, int]]] = {int(t): (row.block_size, row.type_size) for t, row in LAYOUTS.items()}
@@ -102,7 +104,9 @@ class TensorInfo:
         """The layout of its blocks; raises `UnknownTypeError` for an unknown ggml type."""
         layout = layout_of(self.type)
         if layout is None:
-            raise UnknownTypeError(f"{self.name}: unknown ggml type {int(self.type)}; a newer mmgguf may know it")
+            raise UnknownTypeError(
+                f"{shown(self.name)}: unknown ggml type {int(self.type)}; a newer mmgguf may know it"
+            )
         return layout
 
     @property
@@ -206,10 +210,13 @@ class _Parser:
         raw = self.seeker.read(4, "version")
         version = int.from_bytes(raw, "little")
         byte_order: ByteOrder = "little"
-        if version & 0xFFFF == 0:
-            version, byte_order = int.from_bytes(raw, "big"), "big"
-        if version not in (1, 2, 3):
-            raise VersionError(f"GGUF version {version} at byte 4: versions 1, 2 and 3 can be read")
+        swapped = int.from_bytes(raw, "big")
+        if version & 0xFFFF == 0 and swapped:
+            if swapped not in _VERSIONS:
+                raise VersionError(f"GGUF version {version} ({swapped} if big-endian) at byte 4: {_READABLE}")
+            version, byte_order = swapped, "big"
+        if version not in _VERSIONS:
+            raise VersionError(f"GGUF version {version} at byte 4: {_READABLE}")
         return version, byte_order
 
     def header(self) -> Header:
@@ -222,6 +229,7 @@ class _Parser:
         self.require(tensor_count, width + 16, "tensor count")
         metadata = self.metadata(kv_count)
         alignment = self.alignment(metadata)
+        self.infos_start = self.seeker.tell()
         infos, nbytes = self.tensor_infos(tensor_count)
         data_offset = -(-nbytes // alignment) * alignment
         self.check_data(infos, alignment, data_offset)
@@ -255,8 +263,8 @@ class _Parser:
             if not key:
                 raise FormatError(f"metadata pair {number} at byte {where}: the key is empty")
             if key in values:
-                raise FormatError(f"metadata pair {number} at byte {where}: the key {key!r:.100} was there before")
-            types[key] = type_ = self.value_type(f"{key!r:.100}")
+                raise FormatError(f"metadata pair {number} at byte {where}: the key {shown(key)} was there before")
+            types[key] = type_ = self.value_type(shown(key))
             values[key] = self.value(key, type_)
         return Metadata(values, types, self.chain, self.retained)
 
@@ -269,10 +277,10 @@ class _Parser:
 
     def value(self, key: str, type_: ValueType) -> Any:
         if type_ is ValueType.STRING:
-            return self.string(f"{key!r:.100}")
+            return self.string(shown(key))
         if type_ is ValueType.ARRAY:
-            return self.array(f"{key!r:.100}")
-        return self.seeker.unpack(self.numbers[type_], key)[0]
+            return self.array(shown(key))
+        return self.seeker.unpack(self.numbers[type_], shown(key))[0]
 
     def array(self, what: str) -> ArrayInfo:
         element_type = self.value_type(f"{what}: element")
@@ -342,7 +350,7 @@ class _Parser:
             (n_dims,) = u32(buffer, end)
             if n_dims > MAX_DIMS:
                 raise FormatError(
-                    f"{name!r:.100}: {n_dims} dimensions, at most {MAX_DIMS} (tensor info at byte {origin + position})"
+                    f"{shown(name)}: {n_dims} dimensions, at most {MAX_DIMS} (tensor info at byte {origin + position})"
                 )
             tail = tails[n_dims]
             if end + 4 + tail.size > len(buffer):
@@ -351,11 +359,20 @@ class _Parser:
             *ne, type_id, offset = tail.unpack_from(buffer, end + 4)
             if name in infos:
                 raise FormatError(
-                    f"{name!r:.100}: two tensors of that name (second tensor info at byte {origin + position})"
+                    f"{shown(name)}: two tensors of that name (second tensor info at byte {origin + position})"
                 )
             infos[name] = TensorInfo(name, tuple(ne), known_type(type_id, type_id), offset)
             position = end + 4 + tail.size
         return infos, origin + position
+
+    def problem(self, infos: dict[str, TensorInfo], name: str, text: str) -> str:
+        """A message about a tensor, with the place of its info: counted again here rather than kept for all."""
+        position = self.infos_start
+        for info in infos.values():
+            if info.name == name:
+                break
+            position += self.size_t.size + len(encode(info.name)) + 4 + self.info_tails[len(info.ne)].size
+        return f"{shown(name)}: {text} (tensor info at byte {position})"
 
     def check_data(self, infos: dict[str, TensorInfo], alignment: int, data_offset: int) -> None:
         """Every tensor has whole blocks, is aligned, lies inside the file and overlaps no other."""
@@ -364,26 +381,24 @@ class _Parser:
         for name, info in infos.items():
             ne, offset = info.ne, info.offset
             if offset % alignment:
-                raise FormatError(f"{name!r:.100}: offset {offset} is not a multiple of the alignment {alignment}")
+                text = f"offset {offset} is not a multiple of the alignment {alignment}"
+                raise FormatError(self.problem(infos, name, text))
             nbytes = 0
             if (sizes := _SIZES.get(info.type)) is not None:
                 block_size, type_size = sizes
                 row = ne[0] if ne else 1
                 if row % block_size:
-                    raise FormatError(
-                        f"{name!r:.100}: row of {row} elements is not a multiple of "
-                        f"{GGMLType(info.type).name}'s block size {block_size}"
-                    )
+                    type_name = GGMLType(info.type).name
+                    text = f"row of {row} elements is not a multiple of {type_name}'s block size {block_size}"
+                    raise FormatError(self.problem(infos, name, text))
                 nbytes = math.prod(ne) // block_size * type_size
-                # An empty tensor too: numpy refuses shapes whose other dimensions alone are too large.
-                if not nbytes and math.prod(n for n in ne if n) * type_size > _MAX_INT:
-                    raise FormatError(f"{name!r:.100}: dimensions {ne} are beyond 64 bits")
+                # An empty tensor too: numpy refuses shapes whose other dimensions alone are too large, as float64 too.
+                if not nbytes and math.prod(n for n in ne if n) * max(type_size, 8) > _MAX_INT:
+                    raise FormatError(self.problem(infos, name, f"dimensions {ne} are beyond 64 bits"))
             if offset + nbytes > available:
                 needed = data_offset + offset + nbytes
-                raise TruncatedError(
-                    f"{name!r:.100}: ends at byte {needed} (dimensions {ne}, offset {offset}): "
-                    f"needs {needed} bytes, file has {self.seeker.size}: download incomplete?"
-                )
+                text = f"dimensions {ne} at offset {offset}: needs {needed} bytes, file has {self.seeker.size}"
+                raise TruncatedError(self.problem(infos, name, f"{text}: download incomplete?"))
             if nbytes:
                 in_order = in_order and offset >= furthest
                 furthest = max(furthest, offset + nbytes)
@@ -398,6 +413,5 @@ class _Parser:
         )
         for (_, end, name), (offset, _, other) in itertools.pairwise(extents):
             if offset < end:
-                raise FormatError(
-                    f"{other!r:.100}: begins at offset {offset}, inside {name!r:.100}, which ends at {end}"
-                )
+                text = f"begins at offset {offset}, inside {shown(name)}, which ends at {end}"
+                raise FormatError(self.problem(infos, other, text))

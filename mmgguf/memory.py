@@ -101,12 +101,13 @@ class StorageFile:
     __slots__ = ("__weakref__", "_descriptor", "absolute_path", "identity", "mode", "path")
 
     def __init__(self, descriptor: int, path: str, mode: Mode) -> None:
-        self._descriptor: int | None = descriptor
         self.path = path
         self.absolute_path = os.path.abspath(path)
         self.mode: Mode = mode
         status = os.fstat(descriptor)
         self.identity: Identity = (status.st_size, status.st_mtime_ns)
+        # Last: what fails before leaves the descriptor to the caller.
+        self._descriptor: int | None = descriptor
 
     @property
     def size(self) -> int:
@@ -164,6 +165,7 @@ class StorageFile:
 
     def resident(self, offset: int, nbytes: int) -> int:
         """Bytes of a range in the page cache; 0 where the system cannot tell."""
+        self.require_unchanged()
         if not nbytes:
             return 0
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
@@ -198,11 +200,15 @@ class MappedFile(StorageFile):
     def __init__(self, descriptor: int, path: str, mode: Mode) -> None:
         super().__init__(descriptor, path, mode)
         access = mmap.ACCESS_COPY if mode == "c" else mmap.ACCESS_READ
-        if sys.version_info >= (3, 13):
-            # Keeps mmap from duplicating the descriptor, which would stay open as long as the views live.
-            mapping = mmap.mmap(descriptor, self.size, access=access, trackfd=False)
-        else:
-            mapping = mmap.mmap(descriptor, self.size, access=access)
+        # Keeps mmap from duplicating the descriptor, which would stay open as long as the views live.
+        options: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        try:
+            mapping = mmap.mmap(descriptor, self.size, access=access, **options)
+        except BaseException as error:
+            self._descriptor = None  # still the caller's, who closes it
+            if isinstance(error, ValueError):  # of no bytes, or of more than there are by now
+                raise FileChangedError(f"{path}: was cut off after it was opened ({error})") from None
+            raise
         self._mapping: mmap.mmap | None = mapping
         self._base: npt.NDArray[np.uint8] | None = np.frombuffer(mapping, np.uint8)
 
@@ -216,7 +222,8 @@ class MappedFile(StorageFile):
     def array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         self.require_unchanged()
         # The buffer is the base array, not the mapping: the array holds the one, and that one holds the other.
-        return np.ndarray(shape, dtype, self.base, offset)
+        # An empty tensor may lie past the last byte, in padding that was left out; numpy takes no such offset.
+        return np.ndarray(shape, dtype, self.base, offset if offset < self.size else self.size)
 
     def advise(self, access: Access) -> None:
         super().advise(access)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .blocks import ByteOrder
 from .constants import ValueType
-from .errors import ClosedError, MetadataTypeError, NameNotFoundError
+from .errors import ClosedError, MetadataTypeError, NameNotFoundError, shown
 from .strings import Chain, StringArray
 from .values import NUMBERS, TypedValue
 
@@ -132,7 +132,7 @@ class TypedMapping(Mapping[str, Any]):
                 raise
             return default
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
-            raise MetadataTypeError(f"{self._full_key(key)}: {wanted} was asked for, got {_describe(value)}")
+            raise MetadataTypeError(f"{shown(self._full_key(key))}: {wanted} was asked for, got {_describe(value)}")
         return value
 
 
@@ -188,7 +188,7 @@ class Metadata(TypedMapping):
         try:
             value = self._values[key]
         except KeyError:
-            raise NameNotFoundError(f"no metadata key {key!r}") from None
+            raise NameNotFoundError(f"no metadata key {shown(str(key), quoted=True)}") from None
         if not isinstance(value, ArrayInfo):
             return value
         array = self._arrays.get(key)
@@ -210,7 +210,7 @@ class Metadata(TypedMapping):
 
     def _load(self, key: str, info: ArrayInfo) -> npt.NDArray[Any] | StringArray:
         if self._source is None:
-            raise ClosedError(f"{key}: the file is closed")
+            raise ClosedError(f"{shown(key)}: the file is closed")
         data = self._source.region(info.offset, info.nbytes)
         if info.element_type is ValueType.STRING:
             return StringArray(data, info.count, self._chain)
@@ -225,7 +225,7 @@ class Metadata(TypedMapping):
     def type_of(self, key: str) -> ValueType:
         """The type that a value is stored as."""
         if key not in self._types:
-            raise NameNotFoundError(f"no metadata key {key!r}")
+            raise NameNotFoundError(f"no metadata key {shown(str(key), quoted=True)}")
         return self._types[key]
 
     def array_info(self, key: str) -> ArrayInfo | None:
@@ -296,4 +296,4 @@ class Section(TypedMapping):
         return isinstance(key, str) and self.prefix + key in self._metadata
 
     def __repr__(self) -> str:
-        return f"<Section {self.prefix!r} of {len(self)} keys>"
+        return f"<Section {shown(self.prefix, quoted=True)} of {len(self)} keys>"

@@ -12,7 +12,7 @@ from typing import Final
 
 __all__ = ["ShardName", "parse_shard_name"]
 
-_PATTERN: Final = re.compile(r"(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_PATTERN: Final = re.compile(r"(?P<prefix>.*)-(?P<no>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

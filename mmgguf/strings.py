@@ -27,10 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .blocks import ByteOrder
-from .errors import FormatError, TruncatedError
+from .errors import FileChangedError, TruncatedError
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 
-__all__ = ["Chain", "StringArray", "decode", "scan"]
+__all__ = ["Chain", "StringArray", "decode", "encode", "scan"]
 
 #: Bytes looked at together: about what a core's second-level cache holds along with the intermediate arrays.
 WINDOW: Final = 256 * 1024
@@ -43,6 +43,11 @@ UInt8Array = npt.NDArray[np.uint8]
 def decode(data: bytes) -> str:
     """UTF-8 to str; bytes that are not UTF-8 become surrogates, from which `str.encode` can bring them back."""
     return data.decode("utf-8", "surrogateescape")
+
+
+def encode(text: str) -> bytes:
+    """The bytes that `decode` made a str of."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 class Chain:
@@ -267,8 +272,8 @@ class StringArray(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]  # as for any container that compares by value
 
     def __repr__(self) -> str:
-        shown = ", ".join(repr(item) for item in self[:3])
-        return f"<StringArray of {self._count}: [{shown}{', …' if self._count > 3 else ''}]>"
+        first = ", ".join(f"{item[:60]!r}{'…' if len(item) > 60 else ''}" for item in self[:3])
+        return f"<StringArray of {self._count}: [{first}{', …' if self._count > 3 else ''}]>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
@@ -284,11 +289,13 @@ class StringArray(Sequence[str]):
                 window = data[position : position + WINDOW].copy()  # aligned
                 found, end = self._chain.walk(window, self._count - done, starts)
                 if not found or position + end > len(data):
-                    raise FormatError(f"array of {self._count} strings: its bytes changed since the file was opened")
+                    break
                 for part in starts:
                     np.add(part, position, out=offsets[done : done + len(part)], casting="unsafe")
                     done += len(part)
                 position += end
+            if done < self._count or position != len(data):
+                raise FileChangedError(f"array of {self._count} strings: its bytes changed since the file was opened")
             offsets[self._count] = position
             self._offsets = offsets
         return self._offsets

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .blocks import ByteOrder, Layout
 from .constants import GGMLType
 from .dequant import DTYPES, dequantize
+from .errors import shown
 from .header import TensorInfo
 from .memory import StorageFile, open_same
 
@@ -186,7 +187,7 @@ class Tensor:
                 return np.asarray(data, dtype, copy=False)
             return np.array(data, dtype, copy=copy)
         if copy is False:
-            raise ValueError(f"{self.name}: {GGMLType(self.type).name} blocks become numbers only in a copy")
+            raise ValueError(f"{shown(self.name)}: {GGMLType(self.type).name} blocks become numbers only in a copy")
         if dtype is None or np.dtype(dtype) in DTYPES:
             return self._dequantize(data, np.float32 if dtype is None else dtype)
         return self._dequantize(data).astype(dtype)
@@ -208,7 +209,9 @@ class Tensor:
         if isinstance(last, int):
             position = last + length if last < 0 else last
             if not 0 <= position < length:
-                raise IndexError(f"{self.name}: index {last} is out of bounds for the last axis of size {length}")
+                raise IndexError(
+                    f"{shown(self.name)}: index {last} is out of bounds for the last axis of size {length}"
+                )
             first, stop, inner = position // block_size, position // block_size + 1, position % block_size
             return self._dequantize(data[(*leading, slice(first, stop))])[..., inner]
         start, stop, step = last.indices(length)
@@ -227,7 +230,7 @@ class Tensor:
                 return (), None
         ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
         if len(parts) - len(ellipses) > self.ndim or len(ellipses) > 1:
-            raise IndexError(f"{self.name}: {len(parts)} indices for a tensor of {self.ndim} dimensions")
+            raise IndexError(f"{shown(self.name)}: {len(parts)} indices for a tensor of {self.ndim} dimensions")
         if ellipses:
             at = ellipses[0]
             parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
@@ -242,7 +245,7 @@ class Tensor:
 
     def __len__(self) -> int:
         if not self.info.ne:
-            raise TypeError(f"{self.name}: a tensor of no dimensions has no length")
+            raise TypeError(f"{shown(self.name)}: a tensor of no dimensions has no length")
         return self.info.ne[-1]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
@@ -266,7 +269,7 @@ class Tensor:
         """
         if not self.layout.is_plain:
             raise BufferError(
-                f"{self.name}: {GGMLType(self.type).name} blocks have no DLPack form; export dequantize() instead"
+                f"{shown(self.name)}: {GGMLType(self.type).name} blocks have no DLPack form; export dequantize()"
             )
         options = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
         data = self.data
@@ -287,8 +290,8 @@ class Tensor:
 
     def __repr__(self) -> str:
         if isinstance(self.type, GGMLType):
-            return f"<Tensor {self.name} {self.type.name} {self.shape} {_binary_size(self.nbytes)}>"
-        return f"<Tensor {self.name} unknown type {self.type} {self.shape}>"
+            return f"<Tensor {shown(self.name)} {self.type.name} {self.shape} {_binary_size(self.nbytes)}>"
+        return f"<Tensor {shown(self.name)} unknown type {self.type} {self.shape}>"
 
 
 def _restore(info: TensorInfo, where: tuple[Any, ...], data_offset: int, byte_order: ByteOrder) -> Tensor:

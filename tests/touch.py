@@ -1,0 +1,115 @@
+"""Use everything that can be reached from a result: whoever accepted a file must be able to live with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+import mmgguf
+from mmgguf import GGMLType, GGUFFile, Header, Metadata, StringArray, Tensor, UnknownTypeError
+
+#: ggml types whose blocks have no numbers on their own.
+NOT_DEQUANTIZED = frozenset({GGMLType.Q8_1})
+#: Tensors up to this many elements are dequantized whole.
+SMALL = 1 << 14
+
+
+def bounded(text: str) -> str:
+    """A message or a repr that may be put on a screen: short, without control characters."""
+    assert len(text) < 2000, f"{len(text)} characters: {text[:300]!r}"
+    assert text.isprintable() or text == "", repr(text)
+    return text
+
+
+def metadata(found: Metadata) -> None:
+    """Every value, by every way."""
+    bounded(repr(found))
+    for key in found:
+        value = found[key]
+        found.type_of(key)
+        typed = found.typed(key)
+        assert typed.type == found.type_of(key)
+        if isinstance(value, StringArray):
+            bounded(repr(value))
+            items = list(value)
+            assert len(items) == len(value)
+            assert value[:5] == items[:5]
+            if items:
+                assert value[-1] == items[-1]
+        elif isinstance(value, np.ndarray):
+            assert not value.flags.writeable
+            assert value.ndim == 1
+            value.sum()
+        for getter in (found.get_int, found.get_float, found.get_bool, found.get_str, found.get_array):
+            try:
+                getter(key)
+            except mmgguf.MetadataTypeError as error:
+                bounded(str(error))
+    # Surrogates for bytes that are not UTF-8 are escaped here.
+    json.dumps(found.to_dict())
+
+
+def header(found: Header) -> None:
+    metadata(found.metadata)
+    assert found.data_offset % found.alignment == 0
+    for name, info in found.tensors.items():
+        assert info.name == name
+        assert info.n_elements >= 0
+        try:
+            assert info.nbytes >= 0
+        except UnknownTypeError as error:
+            bounded(str(error))
+
+
+def tensor(t: Tensor, dequantize: bool) -> None:
+    bounded(repr(t))
+    try:
+        data = t.data
+    except UnknownTypeError as error:
+        bounded(str(error))
+        assert not isinstance(t.type, GGMLType)
+        return
+    assert data.nbytes == t.nbytes
+    assert t.layout.is_plain is (data.dtype.names is None)
+    np.asarray(data[:1] if data.ndim else data).tobytes()
+    data.reshape(-1)[-1:].tobytes()
+    assert t.rows(0, 2).nbytes <= data.nbytes
+    assert t.columns(1, 3).nbytes <= data.nbytes
+    if dequantize and t.type not in NOT_DEQUANTIZED:
+        if t.n_elements <= SMALL:
+            values = t.dequantize(np.float32)
+            assert values.shape == t.shape
+            assert np.asarray(t).shape == t.shape
+        if t.ndim and t.shape[0] and t.n_elements // t.shape[0] <= SMALL:
+            assert t[0:1].shape == (1, *t.shape[1:])
+
+
+def file(f: GGUFFile, dequantize: bool = True) -> None:
+    bounded(repr(f))
+    metadata(f.metadata)
+    for shard in f.shards:
+        for name in shard.header.tensors:
+            assert f[name].path == shard.path
+            tensor(f[name], dequantize)
+    attempts: list[Any] = [
+        lambda: f.architecture,
+        lambda: dict(f.config),
+        lambda: f.config.get_int("block_count"),
+        lambda: bounded(repr(f.config)),
+        lambda: f.file_type,
+        lambda: f.layers,
+        lambda: f.parameter_count,
+        f.prefetch,
+        lambda: f.prefetch(wait=True),
+        f.resident,
+        f.release,
+        lambda: f["no such tensor"],
+        lambda: f.metadata["no such key"],
+    ]
+    for attempt in attempts:
+        try:
+            attempt()
+        except mmgguf.GGUFError as error:
+            bounded(str(error))
