@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import mmgguf
 from mmgguf import writer
 from mmgguf.blocks import LAYOUTS
 from mmgguf.constants import FileType, GGMLType, ValueType
@@ -112,6 +113,23 @@ def test_pip_gguf_reads_it_back(case: Case, tmp_path: Path) -> None:
         assert tensor.data_offset == case.data_offset + case.offsets[tensor.name]
         if expected.type is not G.Q8_1:  # gguf takes its blocks for 40 bytes; C has 36
             assert tensor.data.tobytes() == expected.stored(case.byte_order)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("backend", ["mmap", "read"])
+def test_a_file_can_be_copied(case: Case, backend: Any, tmp_path: Path) -> None:
+    """Through the reader and back, in both byte orders."""
+    (tmp_path / "a.gguf").write_bytes(case.encoded())
+    with mmgguf.open(tmp_path / "a.gguf", backend=backend) as file:
+        for other in (case, case.swapped(), replace(case, byte_order="little")):
+            write(
+                tmp_path / "b.gguf",
+                file.metadata,
+                file,
+                alignment=file.alignment,
+                byte_order=other.byte_order,
+            )
+            assert (tmp_path / "b.gguf").read_bytes() == other.encoded()
 
 
 # ---------------------------------------------------------------- values and their types

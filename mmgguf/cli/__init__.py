@@ -1,0 +1,62 @@
+"""The command line: one module per subcommand, registered here.
+
+A subcommand is a function with typer's annotations.  It raises what the library raises; `errors_as_one_line`
+turns that into a line and an exit status for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from .demo import demo
+from .ls import ls
+from .printing import errors_as_one_line
+from .show import show
+
+__all__ = ["app"]
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        with errors_as_one_line():
+            return super().invoke(ctx)
+
+
+# Errors of usage in plain lines as well; and a traceback, if ever, as Python prints it.
+app = typer.Typer(
+    name="mmgguf",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mmgguf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    r"""Look into GGUF model files.
+
+    A terminal gets tables; a pipe gets one line per item, fields separated by tabs.  Characters that could
+    drive a terminal are always shown as escapes (\x1b, \u202e; \xff for a byte that is not UTF-8).
+    """
+
+
+app.command()(ls)
+app.command()(show)
+app.command()(demo)

@@ -1,0 +1,156 @@
+"""``mmgguf ls``: the tensors of a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import mmgguf
+
+from ..blocks import layout_of
+from ..constants import GGMLType
+from ..tensor import Tensor
+from .printing import (
+    human_size,
+    is_terminal,
+    print_json,
+    print_lines,
+    print_note,
+    print_table,
+    safe,
+    shape_text,
+    shorten_middle,
+)
+
+__all__ = ["ls", "nbytes_of", "print_tensors", "type_name"]
+
+
+class SortKey(StrEnum):
+    """What ``--sort`` takes."""
+
+    NAME = "name"
+    TYPE = "type"
+    SHAPE = "shape"
+    SIZE = "size"
+    OFFSET = "offset"
+
+
+def ls(
+    file: Annotated[Path, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    sort: Annotated[
+        SortKey | None,
+        typer.Option(help="Sort, names by the numbers in them, shapes by elements; else in the file's order."),
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", "-r", help="The other way round.")] = False,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option("--filter", "-f", metavar="GLOB", help="Only names that match, as 'blk.0.*'; repeatable."),
+    ] = None,
+    type_: Annotated[
+        list[str] | None,
+        typer.Option("--type", "-t", metavar="TYPE", help="Only this ggml type, by name or number; repeatable."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="A JSON array, one line per tensor.")] = False,
+) -> None:
+    """List the tensors: name, type, shape, size, offset.
+
+    The offset is that in the data section.  Into a pipe: one line per tensor, these five fields separated by
+    tabs, the size in bytes.
+    """
+    types = {_parse_type(text) for text in type_ or ()}
+    with mmgguf.open(file) as model:
+        tensors = [
+            tensor
+            for name, tensor in model.items()
+            if (not filter_ or any(fnmatchcase(name, pattern) for pattern in filter_))
+            and (not types or int(tensor.type) in types)
+        ]
+        if sort is not None:
+            tensors.sort(key=_SORT_KEYS[sort])
+        if reverse:
+            tensors.reverse()
+        if json:
+            several = len(model.shards) > 1
+            print_json([_to_json(tensor, several) for tensor in tensors])
+            return
+        print_tensors(tensors)
+        known = sum(nbytes_of(tensor) or 0 for tensor in tensors)
+        of_all = "" if len(tensors) == len(model) else f" of {len(model)}"
+        print_note(f"{len(tensors)}{of_all} tensors, {human_size(known)}")
+
+
+def type_name(type_: int) -> str:
+    """The ggml type's name; ``unknown(99)`` for a type without one."""
+    return type_.name if isinstance(type_, GGMLType) else f"unknown({int(type_)})"
+
+
+def nbytes_of(tensor: Tensor) -> int | None:
+    """The bytes of a tensor's data, None for an unknown type."""
+    return None if layout_of(tensor.type) is None else tensor.nbytes
+
+
+def print_tensors(tensors: Sequence[Tensor]) -> None:
+    """The list of tensors: a table on a terminal, else lines."""
+    if not is_terminal():
+        print_lines(
+            (t.name, type_name(t.type), shape_text(t.shape), "?" if (n := nbytes_of(t)) is None else n, t.offset)
+            for t in tensors
+        )
+        return
+    names = [safe(tensor.name) for tensor in tensors]
+    print_table(
+        ("name", "type", "shape", "size", "offset"),
+        [
+            (name, type_name(t.type), shape_text(t.shape), human_size(nbytes_of(t)), t.offset)
+            for name, t in zip(names, tensors, strict=True)
+        ],
+        right=("shape", "size", "offset"),
+        flexible="name",
+        labelled=("offset",),
+        fit=lambda number, width: shorten_middle(names[number], width),
+    )
+
+
+def _parse_type(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    try:
+        return GGMLType[text.upper()]
+    except KeyError:
+        names = ", ".join(type_.name for type_ in GGMLType)
+        raise typer.BadParameter(f"no ggml type {text!r}; there are {names}", param_hint="--type") from None
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that puts blk.2 before blk.10."""
+    return [
+        (0, int(part), "") if part.isascii() and part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)
+    ]
+
+
+_SORT_KEYS: dict[SortKey, Callable[[Tensor], Any]] = {
+    SortKey.NAME: lambda tensor: _natural(tensor.name),
+    SortKey.TYPE: lambda tensor: type_name(tensor.type),
+    SortKey.SHAPE: lambda tensor: (tensor.n_elements, tensor.shape),
+    SortKey.SIZE: lambda tensor: nbytes_of(tensor) or 0,
+    SortKey.OFFSET: lambda tensor: (tensor.path, tensor.offset),
+}
+
+
+def _to_json(tensor: Tensor, with_path: bool) -> dict[str, Any]:
+    known = isinstance(tensor.type, GGMLType)
+    return {
+        "name": tensor.name,
+        "type": type_name(tensor.type) if known else None,
+        "type_id": int(tensor.type),
+        "shape": tensor.shape,
+        "nbytes": nbytes_of(tensor),
+        "offset": tensor.offset,
+        "file_offset": tensor.file_offset,
+    } | ({"path": tensor.path} if with_path else {})

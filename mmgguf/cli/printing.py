@@ -1,0 +1,336 @@
+"""Everything that the subcommands share about output: safe text, sizes, tables, JSON and errors.
+
+To a terminal go tables that fit it.  Into a pipe goes one line per item, its fields separated by tabs,
+unstyled and uncut, with sizes in bytes.  Names and metadata come from a file that nobody vouches for:
+whatever could drive a terminal, or show a text other than the one that is there, is written as an escape
+(`safe`).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import typer
+from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import GGUFError, MissingExtraError
+
+__all__ = [
+    "ELLIPSIS",
+    "errors_as_one_line",
+    "human_count",
+    "human_size",
+    "is_terminal",
+    "print_json",
+    "print_lines",
+    "print_note",
+    "print_sentence",
+    "print_table",
+    "safe",
+    "shape_text",
+    "shorten_end",
+    "shorten_middle",
+    "terminal",
+]
+
+ELLIPSIS: Final = "…"
+
+
+def safe(text: object) -> str:
+    r"""The text with everything escaped that a terminal would not show as itself.
+
+    Control characters, C1 and the escape character among them, bidirectional and other invisible marks, line
+    separators and unassigned code points become ``\x1b``, ``\u202e`` and the like.  A byte that was not UTF-8
+    becomes ``\xff``; the control characters from U+0080 up are written ``\u0080``, so that the two differ.
+    """
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(char if char.isprintable() else _escape(char) for char in shown)
+
+
+_SHORT_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x80:
+        return _SHORT_ESCAPES.get(char, f"\\x{code:02x}")
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def shorten_middle(text: str, width: int) -> str:
+    """The text cut to `width` columns of a terminal, an ellipsis in place of its middle.
+
+    Names of tensors differ at both ends: the layer's number in front, the role behind.
+    """
+    if cell_len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    head = width - 1 - tail
+    end = ""
+    for char in reversed(text):
+        if cell_len(char + end) > tail:
+            break
+        end = char + end
+    return _start(text, head) + ELLIPSIS + end
+
+
+def shorten_end(text: str, width: int) -> str:
+    """The text cut to `width` columns of a terminal, an ellipsis at its end."""
+    return text if cell_len(text) <= width else _start(text, width - 1) + ELLIPSIS
+
+
+def _start(text: str, width: int) -> str:
+    return set_cell_size(text[: max(width, 0)], min(width, cell_len(text[:width]))).rstrip()
+
+
+def human_size(size: int | None) -> str:
+    """Bytes for people: ``1.5 MiB``; ``?`` where the size is unknown."""
+    if size is None:
+        return "?"
+    if size < 1024:
+        return f"{size} B"
+    value, units = float(size), iter(("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
+    unit = next(units)
+    value /= 1024
+    while value >= 999.95:
+        value /= 1024
+        unit = next(units)
+    return f"{value:.1f} {unit}"
+
+
+def human_count(count: int) -> str:
+    """A count for people: ``134.5 M``."""
+    if count < 1000:
+        return str(count)
+    value, units = count / 1000, iter("KMBT")
+    unit = next(units)
+    while value >= 999.95 and unit != "T":
+        value /= 1000
+        unit = next(units)
+    return f"{value:.1f} {unit}"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as one word: ``576x1536``."""
+    return "x".join(map(str, shape)) if shape else "scalar"
+
+
+# ---------------------------------------------------------------- where it goes
+
+
+def is_terminal() -> bool:
+    """Whether people read the standard output, rather than programs."""
+    return sys.stdout.isatty()
+
+
+def terminal() -> Console:
+    """A console on the standard output that takes every text literally: no markup, no emoji codes."""
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=False)
+
+
+def print_lines(rows: Iterable[Iterable[object]]) -> None:
+    """One line per row for programs: safe fields, separated by tabs."""
+    write = sys.stdout.write
+    for row in rows:
+        write("\t".join(map(safe, row)) + "\n")
+
+
+def print_sentence(text: str) -> None:
+    """A sentence: wrapped between words on a terminal, one line into a pipe."""
+    if is_terminal():
+        terminal().print(Text(safe(text)))
+    else:
+        sys.stdout.write(safe(text) + "\n")
+
+
+def print_note(text: str) -> None:
+    """A sentence for people, on the terminal only: a program that reads a pipe has no use for it."""
+    if is_terminal():
+        terminal().print(Text(safe(text), style="dim"))
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    right: Iterable[str] = (),
+    flexible: str,
+    fit: Callable[[int, int], str] | None = None,
+    least: int = 20,
+    labelled: Container[str] = (),
+) -> None:
+    """A table for people, as wide as the terminal at most.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        The heads.
+    rows : sequence of sequences
+        The cells; they are made safe here.
+    right : iterable of str
+        Columns that are aligned to the right.
+    flexible : str
+        The column that gives way where the terminal is too narrow for all.
+    fit : callable, optional
+        How it does: the row's number and a width → a text no wider.  Without it, its cells are folded.
+    least : int
+        The width that the flexible column needs to stay useful.  Where there is less, each row takes lines of
+        its own: the first cell, then the others indented, all uncut.
+    """
+    console, gap = terminal(), 2
+    cells = [[safe(cell) for cell in row] for row in rows]
+    flex = columns.index(flexible)
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    room = console.width - sum(widths) + widths[flex] - gap * (len(columns) - 1)
+    if room < min(least, widths[flex]):
+        _print_stacked(console, columns, cells, labelled)
+        return
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        table.add_column(
+            name,
+            justify="right" if name in right else "left",
+            style="cyan" if index == 0 else None,
+            overflow="fold",
+            no_wrap=index != flex or fit is not None,
+            max_width=room if index == flex else None,
+        )
+    for number, row in enumerate(cells):
+        if fit is not None and cell_len(row[flex]) > room:
+            row[flex] = fit(number, room)
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _print_stacked(
+    console: Console, columns: Sequence[str], cells: Sequence[Sequence[str]], labelled: Container[str]
+) -> None:
+    width = max(console.width - 2, 1)
+    for first, *others in cells:
+        for line in chop_cells(first, console.width):
+            console.print(Text(line, style="cyan"))
+        line = ""
+        for name, cell in zip(columns[1:], others, strict=True):
+            part = f"{name} {cell}" if name in labelled else cell
+            joined = f"{line}  {part}" if line else part
+            if line and cell_len(joined) > width and cell_len(part) <= width:
+                console.print(Text("  " + line))
+                joined = part
+            line = joined
+        for piece in chop_cells(line, width):
+            console.print(Text("  " + piece))
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def print_json(value: Any) -> None:
+    """Valid JSON in ASCII: an array has one element per line, anything else is indented.
+
+    Strings keep every character but the bytes that were not UTF-8: JSON has none for them, so they are
+    written as the four characters ``\\xff``.  Numbers that JSON lacks become the strings ``"NaN"``,
+    ``"Infinity"`` and ``"-Infinity"``.
+    """
+    # Line by line: an unbuffered standard output (PYTHONUNBUFFERED) only notices at its next write that a
+    # pipe was closed in the middle of one.
+    sys.stdout.writelines(_json_lines(value))
+
+
+def _json_lines(value: Any) -> Iterator[str]:
+    if not isinstance(value, list):
+        yield from _dumps(value, indent=2).splitlines(keepends=True)
+        yield "\n"
+        return
+    yield "["
+    for number, item in enumerate(value):
+        yield ("," if number else "") + "\n" + _dumps(item)
+    yield "\n]\n" if value else "]\n"
+
+
+def _dumps(value: Any, indent: int | None = None) -> str:
+    # `json` escapes all controls but DEL, which can only stand inside a string.
+    return json.dumps(_jsonable(value), allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
+
+
+def _jsonable(value: Any) -> Any:
+    match value:
+        case str():
+            return value if value.isascii() else _without_surrogates(value)
+        case float() if not math.isfinite(value):
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        case dict():
+            return {_jsonable(key): _jsonable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_jsonable(item) for item in value]
+    return value
+
+
+def _without_surrogates(text: str) -> str:
+    return "".join(_escape(char) if "\ud800" <= char <= "\udfff" else char for char in text)
+
+
+# ---------------------------------------------------------------- errors
+
+
+@contextmanager
+def errors_as_one_line() -> Iterator[None]:
+    """What can go wrong with files and pipes becomes one line on the standard error and exit status 1.
+
+    An interrupt becomes exit status 130.  Anything else is a bug of ours, and keeps its traceback.
+    """
+    # Whatever the terminal's encoding lacks must not stop the output.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except OSError as error:
+        if _output_is_broken() or error.errno == errno.EPIPE:
+            raise _failure(f"the output ended early: {error.strerror or error}") from None
+        raise _failure(_os_message(error)) from None
+    except (GGUFError, MissingExtraError) as error:
+        raise _failure(str(error)) from None
+
+
+def _failure(message: str) -> typer.Exit:
+    typer.echo(f"mmgguf: {safe(message)}", err=True)
+    return typer.Exit(1)
+
+
+def _os_message(error: OSError) -> str:
+    if error.filename is None:
+        return error.strerror or str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def _output_is_broken() -> bool:
+    """Whether the standard output takes no more; if so, it is pointed at nothing.
+
+    The interpreter flushes it once more at its end, and would complain again.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return True
+    return False
