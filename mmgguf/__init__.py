@@ -25,6 +25,7 @@ from .errors import (
 )
 from .file import GGUFFile, open
 from .header import Header, TensorInfo, read_header
+from .loading import load_file
 from .metadata import Metadata
 from .seeker import BufferedSeeker
 from .strings import StringArray
@@ -60,6 +61,7 @@ __all__ = [
     "ValueType",
     "VersionError",
     "dequantize",
+    "load_file",
     "open",
     "read_header",
     "write",

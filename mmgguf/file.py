@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from .blocks import ByteOrder, layout_of
 from .constants import FileType
@@ -28,10 +31,9 @@ from .metadata import Metadata, Section
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 from .split import ShardName, parse_shard_name
 from .tensor import Tensor
+from .walk import Names, Progress, select, values, walk
 
 __all__ = ["GGUFFile", "Shard", "open"]
-
-Progress = Callable[[int, int], object]
 
 #: How much is waited for at a time, so that progress can be shown.
 _PREFETCH_STEP: Final = 16 << 20
@@ -186,17 +188,42 @@ class GGUFFile(Mapping[str, Tensor]):
             layers.setdefault(".".join(parts[:cut]), {})[".".join(parts[cut:])] = self[name]
         return layers
 
+    def dequantize_all(
+        self, dtype: npt.DTypeLike | None = np.float32, names: Names = None, progress: Progress | None = None
+    ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Go through the tensors in the file's order, dequantizing each while the next ones' pages are read.
+
+        Parameters
+        ----------
+        dtype : {float32, float16, bfloat16, float64} or None
+            What blocks and floats become; integers stay what they are.  None: plain types keep their dtype.
+        names : str or iterable of str, optional
+            Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
+        progress : callable, optional
+            Called with (stored bytes done, stored bytes in all).
+
+        Yields
+        ------
+        name : str
+        array : ndarray
+            The logical form; a view of the file where nothing has to be computed.
+
+        Raises
+        ------
+        NameNotFoundError, UnknownTypeError
+            At the call: a name that the file does not have, or a tensor whose ggml type is unknown.
+        """
+        return ((tensor.name, values(tensor, dtype)) for tensor in walk(self, names, progress))
+
     # Advice to the kernel.
 
-    def prefetch(
-        self, names: Iterable[str] | None = None, wait: bool = False, progress: Progress | None = None
-    ) -> None:
+    def prefetch(self, names: Names = None, wait: bool = False, progress: Progress | None = None) -> None:
         """Start reading tensors into memory, in the order of the file.
 
         Parameters
         ----------
-        names : iterable of str, optional
-            Which tensors; all by default.
+        names : str or iterable of str, optional
+            Which tensors, by name or pattern; all by default.
         wait : bool, default False
             Return only when they are there.
         progress : callable, optional
@@ -216,7 +243,7 @@ class GGUFFile(Mapping[str, Tensor]):
                 if progress is not None:
                     progress(done, total)
 
-    def release(self, names: Iterable[str] | None = None) -> None:
+    def release(self, names: Names = None) -> None:
         """Let go of the memory of tensors; they are read from the file again when they are touched.
 
         Arrays stay valid.  Changes made with ``mode="c"`` are kept.
@@ -224,13 +251,13 @@ class GGUFFile(Mapping[str, Tensor]):
         for file, offset, nbytes in self._ranges(names):
             file.release(offset, nbytes)
 
-    def resident(self, names: Iterable[str] | None = None) -> int:
+    def resident(self, names: Names = None) -> int:
         """Bytes of tensors that are in the page cache; 0 where the system cannot tell."""
         return sum(file.resident(offset, nbytes) for file, offset, nbytes in self._ranges(names))
 
-    def _ranges(self, names: Iterable[str] | None) -> list[tuple[StorageFile, int, int]]:
+    def _ranges(self, names: Names) -> list[tuple[StorageFile, int, int]]:
         """Where tensors lie: (file, offset, bytes), in the order of the file, neighbours merged."""
-        tensors = [self[name] for name in (self if names is None else names)]
+        tensors = [self[name] for name in select(self, names)]
         order = {shard.file: no for no, shard in enumerate(self.shards)}
         # Padding between neighbours belongs to them: to the kernel they are one range.
         gap = max(shard.header.alignment for shard in self.shards)

@@ -1,0 +1,179 @@
+"""JAX arrays of a GGUF file.
+
+>>> from mmgguf.jax import load_file
+>>> params = load_file("model.gguf", dtype=jnp.bfloat16)  # doctest: +SKIP
+
+On the CPU an array shares memory with the mapped file if its data begins at a multiple of 64 bytes, which is what
+XLA asks for; GGUF's default alignment is 32, so about half of a file's tensors are copied by JAX.  A file written with
+``alignment=64`` is shared whole.  JAX arrays are immutable, and JAX knows that such memory is not its own: donating
+it to a computation makes a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .constants import GGMLType
+from .errors import MissingExtraError
+from .file import GGUFFile
+from .loading import Source, opened
+from .tensor import Tensor
+from .walk import Names, Progress, result_dtype, store, walk
+
+try:
+    import jax
+except ModuleNotFoundError as error:
+    if error.name not in ("jax", "jaxlib"):
+        raise
+    raise MissingExtraError("jax", "jax") from None
+
+__all__ = ["RawArray", "Tensors", "load_file"]
+
+#: The least alignment of memory that XLA uses as it is.
+_ALIGNMENT: Final = 64
+
+
+@dataclass(frozen=True)
+class RawArray:
+    """The stored blocks of a tensor: a pytree with one leaf.
+
+    Attributes
+    ----------
+    data : jax.Array
+        uint8 of shape ``(*shape[:-1], bytes per row)``, little-endian.
+    type : GGMLType
+        What the blocks are.
+    shape : tuple of int
+        The shape of the numbers that they stand for.
+    """
+
+    data: jax.Array
+    type: GGMLType
+    shape: tuple[int, ...]
+
+
+jax.tree_util.register_dataclass(RawArray, data_fields=["data"], meta_fields=["type", "shape"])
+
+
+class Tensors(Mapping[str, Any]):
+    """The tensors of an open file as JAX arrays, made when they are asked for.
+
+    Parameters
+    ----------
+    f : GGUFFile
+        Must stay open while tensors are asked for; those handed out stay valid after that.
+    dtype : {float32, float16, bfloat16, float64}, optional
+        What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
+        blocks become float32.
+    device : jax.Device or jax.sharding.Sharding, optional
+        Where the arrays go; by default where JAX puts new ones.
+    dequantize : bool, default True
+        False hands blocks over as `RawArray`.
+
+    Notes
+    -----
+    Unless ``jax_enable_x64`` is set, JAX makes float64 and int64 into float32 and int32.
+    """
+
+    def __init__(
+        self, f: GGUFFile, dtype: npt.DTypeLike | None = None, device: Any = None, dequantize: bool = True
+    ) -> None:
+        self._file = f
+        self._dtype = dtype
+        self._device = device
+        self._dequantize = dequantize
+
+    def __getitem__(self, name: str) -> Any:
+        return self._load(self._file[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file
+
+    def __eq__(self, other: object) -> bool:
+        # A Mapping would compare arrays, whose comparison has no truth value.
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"<Tensors of {self._file!r}>"
+
+    def _load(self, tensor: Tensor) -> Any:
+        data, layout = tensor.data, tensor.layout
+        if not layout.is_plain and not self._dequantize:
+            shape = (*tensor.shape[:-1], data.shape[-1] * layout.type_size)
+            blocks = data if data.dtype == layout.dtype else data.astype(layout.dtype)
+            raw = blocks.reshape(-1).view(np.uint8) if data.size else np.empty(0, np.uint8)
+            return RawArray(self._put(raw.reshape(shape)), GGMLType(tensor.type), tensor.shape)
+        target = result_dtype(tensor, self._dtype)
+        if data.dtype == target:
+            return self._put(data)
+        out = _aligned(tensor.shape, target)
+        store(data, tensor, out)
+        return self._put(out)
+
+    def _put(self, array: npt.NDArray[Any]) -> jax.Array:
+        return jax.device_put(array, self._device, may_alias=True)
+
+
+def load_file(
+    path: Source,
+    dtype: npt.DTypeLike | None = None,
+    device: Any = None,
+    names: Names = None,
+    dequantize: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """All tensors of a file.
+
+    Parameters
+    ----------
+    path : path-like or GGUFFile
+        The file.
+    dtype : {float32, float16, bfloat16, float64}, optional
+        What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
+        blocks become float32.
+    device : jax.Device or jax.sharding.Sharding, optional
+        Where the arrays go; by default where JAX puts new ones.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
+    dequantize : bool, default True
+        False hands blocks over as `RawArray`: raw uint8 with ggml type and logical shape.
+    progress : callable, optional
+        Called with (bytes done, bytes in all).
+
+    Returns
+    -------
+    dict of str to jax.Array
+        In the file's order.
+
+    Raises
+    ------
+    GGUFError
+        The file is not valid, a name is missing, a ggml type is unknown.
+    TypeError
+        A dtype that is not offered.
+    """
+    with opened(path) as f:
+        tensors = Tensors(f, dtype, device, dequantize)
+        return {tensor.name: tensors._load(tensor) for tensor in walk(f, names, progress)}
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """New memory that JAX takes over without another copy."""
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + nbytes].view(dtype).reshape(shape)

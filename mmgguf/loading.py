@@ -1,0 +1,72 @@
+"""Whole files at once: `load_file`, and what the adapters share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy.typing as npt
+
+from .file import GGUFFile, open
+from .memory import Mode
+from .walk import Names, Progress, values, walk
+
+__all__ = ["Source", "load_file", "opened"]
+
+#: A file's path, or the file opened already.
+Source = str | os.PathLike[str] | GGUFFile
+
+
+@contextmanager
+def opened(source: Source, mode: Mode = "r") -> Iterator[GGUFFile]:
+    """The file itself, or the file at a path, which is closed again; arrays of it stay valid."""
+    if isinstance(source, GGUFFile):
+        yield source
+        return
+    with open(source, mode=mode) as f:
+        yield f
+
+
+def load_file(
+    path: Source,
+    dtype: npt.DTypeLike | None = None,
+    names: Names = None,
+    dequantize: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """All tensors of a file as numpy arrays.
+
+    Parameters
+    ----------
+    path : path-like or GGUFFile
+        The file.  To read instead of mapping, open it with ``backend="read"`` and pass that.
+    dtype : {float32, float16, bfloat16, float64}, optional
+        What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
+        blocks become float32.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
+    dequantize : bool, default True
+        False leaves blocks as they are stored: structured arrays as `Tensor.data` gives them.
+    progress : callable, optional
+        Called with (bytes done, bytes in all).
+
+    Returns
+    -------
+    dict of str to ndarray
+        In the file's order, each of its tensor's logical shape.  Where nothing has to be computed, arrays are
+        read-only views of the mapped file, which stays mapped as long as one of them lives.
+
+    Raises
+    ------
+    GGUFError
+        The file is not valid, a name is missing, a ggml type is unknown.
+    TypeError
+        A dtype that is not offered.
+    """
+    with opened(path) as f:
+        return {
+            tensor.name: values(tensor, dtype) if dequantize or tensor.layout.is_plain else tensor.data
+            for tensor in walk(f, names, progress)
+        }

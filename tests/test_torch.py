@@ -1,0 +1,394 @@
+"""`mmgguf.torch`: shared memory, safe writes, every type, devices, modules."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import mmgguf
+from mmgguf.blocks import LAYOUTS
+from mmgguf.constants import GGMLType
+from mmgguf.dequant import dequantize
+
+from . import cases
+from .conftest import skip_unless_ci
+
+try:
+    import torch
+except ModuleNotFoundError:
+    # CI installs torch on the versions of Python that it exists for.
+    if sys.version_info < (3, 14):
+        try:
+            skip_unless_ci("torch is not installed")
+        except pytest.skip.Exception as skip:
+            pytest.skip(str(skip), allow_module_level=True)
+    pytest.skip("torch is not installed", allow_module_level=True)
+
+from mmgguf.torch import RawTensor, Tensors, _Staging, load_file, load_model
+
+PLAIN = {
+    GGMLType.F32: torch.float32,
+    GGMLType.F16: torch.float16,
+    GGMLType.F64: torch.float64,
+    GGMLType.BF16: torch.bfloat16,
+    GGMLType.I8: torch.int8,
+    GGMLType.I16: torch.int16,
+    GGMLType.I32: torch.int32,
+    GGMLType.I64: torch.int64,
+}
+FLOATS = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: ml_dtypes.bfloat16,
+    torch.float64: np.float64,
+}
+
+
+def file_of(case: cases.Case, tmp_path: Path) -> Path:
+    path = tmp_path / f"{case.id}.gguf"
+    path.write_bytes(case.encoded())
+    return path
+
+
+@pytest.fixture
+def all_types(tmp_path: Path) -> Path:
+    return file_of(cases.BY_ID["all-types"], tmp_path)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def assert_bits(tensor: torch.Tensor, expected: np.ndarray[Any, Any]) -> None:
+    actual = to_numpy(tensor)
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    assert actual.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    "case_id", ["all-types", "all-types-big", "dimensions", "zero-size", "zero-rows", "no-dimensions"]
+)
+def test_every_tensor_has_the_file_s_numbers(case_id: str, tmp_path: Path) -> None:
+    case = cases.BY_ID[case_id]
+    state = load_file(file_of(case, tmp_path))
+    assert list(state) == list(case.tensors)
+    for name, tensor in case.tensors.items():
+        if tensor.type in PLAIN:
+            assert state[name].dtype == PLAIN[tensor.type]
+            assert_bits(state[name], tensor.blocks)
+        else:
+            assert_bits(state[name], dequantize(tensor.blocks, tensor.type))
+
+
+def test_plain_tensors_share_the_mapping(all_types: Path) -> None:
+    with mmgguf.open(all_types, mode="c") as f:
+        for name, value in load_file(f).items():
+            shared = value.data_ptr() == f[name].data.__array_interface__["data"][0]
+            assert shared == (f[name].type in PLAIN), name
+
+
+def test_a_read_only_file_is_shared_through_a_mapping_of_its_own(all_types: Path) -> None:
+    with mmgguf.open(all_types) as f:
+        tensors = Tensors(f)
+        first, second = tensors["blk.0.f32.weight"], tensors["blk.0.f32.weight"]
+        assert first.data_ptr() == second.data_ptr()
+        # The distance within the mapping is the one in the file: no tensor was copied anywhere.
+        offsets = {tensors[name].data_ptr() - f[name].file_offset for name in f if f[name].type in PLAIN}
+        assert len(offsets) == 1
+
+
+def test_writing_changes_neither_the_file_nor_other_views(all_types: Path) -> None:
+    before = all_types.read_bytes()
+    with mmgguf.open(all_types) as f:
+        tensors = Tensors(f)
+        view, name = f["blk.0.i32.weight"].data, "blk.0.i32.weight"
+        old = view.copy()
+        tensors[name].fill_(7)
+        tensors[name].numpy()[0] = 8
+        np.testing.assert_array_equal(view, old)
+        assert tensors[name].tolist()[0] == [8] * old.shape[1]
+    state = load_file(all_types)
+    for value in state.values():
+        value.zero_()
+    assert all_types.read_bytes() == before
+
+
+def test_tensors_outlive_the_file(all_types: Path) -> None:
+    with mmgguf.open(all_types) as f:
+        tensors = Tensors(f)
+        value = tensors["blk.0.f64.weight"]
+    del tensors
+    assert_bits(value, cases.BY_ID["all-types"].tensors["blk.0.f64.weight"].blocks)
+    with pytest.raises(mmgguf.ClosedError):
+        Tensors(f)["blk.0.f64.weight"]
+
+
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_read_instead_of_mapped(mode: Any, all_types: Path) -> None:
+    with mmgguf.open(all_types, backend="read", mode=mode) as f:
+        tensors = Tensors(f)
+        for name in f:
+            assert_bits(tensors[name], np.asarray(f[name]))
+            tensors[name].zero_()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_dtype_is_that_of_floats_and_blocks(dtype: torch.dtype, all_types: Path) -> None:
+    state = load_file(all_types, dtype=dtype)
+    for name, tensor in cases.BY_ID["all-types"].tensors.items():
+        value = state[name]
+        if np.dtype(LAYOUTS[tensor.type].dtype).kind in "iu":
+            assert value.dtype == PLAIN[tensor.type]
+        elif tensor.type in PLAIN:
+            expected = torch.from_numpy(tensor.blocks.astype(np.float64)).to(dtype)
+            assert value.dtype == dtype
+            assert torch.equal(value.isnan(), expected.isnan())
+            if tensor.type is not GGMLType.F64:  # of which the way over float64 is no detour
+                torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert_bits(value, dequantize(tensor.blocks, tensor.type, FLOATS[dtype]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, np.float32, "float32"])
+def test_other_dtypes_are_refused(dtype: Any, all_types: Path) -> None:
+    with pytest.raises(TypeError, match=r"dtype must be one of torch\.float32, "):
+        load_file(all_types, dtype=dtype)
+
+
+@pytest.mark.parametrize("case_id", ["all-types", "all-types-big", "zero-size", "zero-rows"])
+def test_raw_blocks(case_id: str, tmp_path: Path) -> None:
+    case = cases.BY_ID[case_id]
+    path = file_of(case, tmp_path)
+    with mmgguf.open(path, mode="c") as f:
+        state = Tensors(f, dequantize=False)
+        for name, tensor in case.tensors.items():
+            value = state[name]
+            assert isinstance(value, RawTensor) == (tensor.type not in PLAIN)
+            if not isinstance(value, RawTensor):
+                assert_bits(value, tensor.blocks)
+                continue
+            assert value.ggml_type is tensor.type
+            assert value.logical_shape == tensor.shape
+            assert value.shape[:-1] == tensor.shape[:-1]
+            assert value.numpy().tobytes() == tensor.raw
+            if case.byte_order == "little" and tensor.raw:
+                assert value.data_ptr() == f[name].data.__array_interface__["data"][0]
+            assert_bits(value.dequantize(), dequantize(tensor.blocks, tensor.type))
+            half = dequantize(tensor.blocks, tensor.type, np.float16)
+            assert_bits(value.dequantize(torch.float16), half)
+
+
+def _saved(value: torch.Tensor) -> Any:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+KEEPING = {
+    "clone": lambda raw: raw.clone(),
+    "to": lambda raw: raw.to("cpu", copy=True),
+    "meta": lambda raw: raw.to("meta"),
+    "same": lambda raw: raw.to("cpu"),
+    "detach": lambda raw: raw.detach(),
+    "contiguous": lambda raw: raw.contiguous(),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda raw: pickle.loads(pickle.dumps(raw)),
+    "save": _saved,
+}
+LOSING = {
+    "slice": lambda raw: raw[0],
+    "add": lambda raw: raw + 1,
+    "cast": lambda raw: raw.to(torch.float32),
+    "view": lambda raw: raw.view(torch.int16),
+    "argument": lambda raw: torch.zeros(2).to(raw),
+}
+
+
+@pytest.mark.parametrize("do", [*KEEPING.values(), *LOSING.values()], ids=[*KEEPING, *LOSING])
+def test_type_and_shape_go_with_the_bytes_only(do: Any, all_types: Path) -> None:
+    raw = load_file(all_types, names="blk.0.q4_0.weight", dequantize=False)["blk.0.q4_0.weight"]
+    result = do(raw)
+    if do in KEEPING.values():
+        assert type(result) is RawTensor
+        assert (result.ggml_type, result.logical_shape) == (GGMLType.Q4_0, (3, 64))
+        assert result.is_meta or result.tolist() == raw.tolist()
+    else:
+        assert type(result) is torch.Tensor
+
+
+@pytest.mark.parametrize("names", ["blk.0.f32.weight", "blk.?.[fq]*32*", ["blk.0.f32.weight", "*.f32.*"]])
+def test_names(names: Any, all_types: Path) -> None:
+    assert list(load_file(all_types, names=names)) == ["blk.0.f32.weight"]
+
+
+def test_a_missing_name_is_an_error(all_types: Path) -> None:
+    for names in ("nothing", "nothing*", ["blk.0.f32.weight", "nothing"]):
+        with pytest.raises(mmgguf.NameNotFoundError, match="no tensor 'nothing"):
+            load_file(all_types, names=names)
+
+
+def test_progress_counts_stored_bytes(all_types: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    load_file(all_types, progress=lambda done, total: calls.append((done, total)))
+    sizes = [len(tensor.raw) for tensor in cases.BY_ID["all-types"].tensors.values()]
+    assert calls == [(sum(sizes[:i]), sum(sizes)) for i in range(len(sizes) + 1)]
+
+
+def test_tensors_is_a_mapping(all_types: Path) -> None:
+    with mmgguf.open(all_types) as f:
+        tensors = Tensors(f, torch.float16, device="meta")
+        assert (len(tensors), list(tensors)) == (len(f), list(f))
+        assert "blk.0.f32.weight" in tensors
+        assert "nothing" not in tensors
+        with pytest.raises(KeyError):
+            tensors["nothing"]
+
+
+def test_the_device_meta_has_shapes_without_data(all_types: Path) -> None:
+    state = load_file(all_types, device="meta", dequantize=False)
+    for name, value in load_file(all_types, dequantize=False).items():
+        assert (state[name].device.type, state[name].shape) == ("meta", value.shape)
+        assert (state[name].dtype, type(state[name])) == (value.dtype, type(value))
+
+
+@pytest.mark.parametrize("case_id", ["all-types", "all-types-big", "zero-size", "no-dimensions"])
+@pytest.mark.parametrize("size", [1 << 10, 1 << 20])
+def test_staging_moves_everything_through_two_buffers(size: int, case_id: str, tmp_path: Path) -> None:
+    # What a CUDA device gets, with the CPU in its place.
+    with mmgguf.open(file_of(cases.BY_ID[case_id], tmp_path)) as f:
+        staging = _Staging(size, pinned=False)
+        for name, expected in Tensors(f).items():
+            target = torch.empty_like(expected)
+            staging.fill(target, f[name])
+            staging.finish()
+            assert_bits(target, to_numpy(expected))
+
+
+def test_staging_waits_for_a_buffer_before_it_writes_to_it(all_types: Path) -> None:
+    staging = _Staging(1 << 10, pinned=False)
+    log: list[str] = []
+
+    class Event:
+        def synchronize(self) -> None:
+            log.append("waited")
+
+    with mmgguf.open(all_types) as f:
+        staging._copied = [Event(), Event()]
+        staging.fill(torch.empty(f["blk.0.q4_k.weight"].shape), f["blk.0.q4_k.weight"])
+    assert log == ["waited", "waited"]
+
+
+# Modules.
+
+
+class Tied(torch.nn.Module):
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(4, 32, dtype=dtype)
+        self.norm = torch.nn.LayerNorm(32, bias=False, dtype=dtype)
+        self.head = torch.nn.Linear(32, 4, bias=False, dtype=dtype)
+        self.head.weight = self.embed.weight
+        self.register_buffer("count", torch.zeros(3, dtype=torch.int32))
+
+
+RENAME = {"token_embd.weight": "embed.weight", "output_norm.weight": "norm.weight"}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.gguf"
+    tensors = {
+        "token_embd.weight": mmgguf.TypedTensor(cases.random_tensor(GGMLType.IQ4_NL, (4, 1)).blocks, GGMLType.IQ4_NL),
+        "output_norm.weight": np.arange(32, dtype=np.float32) / 7,
+        "count": np.arange(3, dtype=np.int32),
+    }
+    mmgguf.write(path, {}, tensors)
+    return path
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_a_module_is_filled_in_place(dtype: torch.dtype, model: Path) -> None:
+    module = Tied(dtype)
+    where = {key: value.data_ptr() for key, value in module.state_dict().items()}
+    result = load_model(module, model, RENAME)
+    assert (result.missing_keys, result.unexpected_keys) == ([], [])
+    assert {key: value.data_ptr() for key, value in module.state_dict().items()} == where
+    expected = load_file(model, dtype=dtype)
+    for name in expected:
+        assert_bits(module.state_dict()[RENAME.get(name, name)], to_numpy(expected[name]))
+
+
+def test_a_module_of_another_layout_is_filled_too(model: Path) -> None:
+    module = torch.nn.Module()
+    module.w = torch.nn.Parameter(torch.zeros(32, 4).t())
+    module.count = torch.nn.Buffer(torch.zeros(3))
+    result = load_model(module, model, lambda name: {"token_embd.weight": "w", "count": "count"}.get(name))
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    assert_bits(module.w.detach().contiguous(), to_numpy(load_file(model)["token_embd.weight"]))
+    assert module.count.tolist() == [0, 1, 2]
+
+
+def test_a_module_on_meta_gets_the_file_s_own_memory(model: Path) -> None:
+    with torch.device("meta"):
+        module = Tied()
+    with pytest.raises(ValueError, match="pass assign=True"):
+        load_model(module, model, RENAME)
+    with mmgguf.open(model, mode="c") as f:
+        result = load_model(module, f, RENAME, strict=False, assign=True)
+        assert module.norm.weight.data_ptr() == f["output_norm.weight"].data.__array_interface__["data"][0]
+    assert result.missing_keys == ["head.weight"]
+    assert isinstance(module.norm.weight, torch.nn.Parameter)
+    assert load_model(Tied(), model, RENAME, strict=False, assign=True, dtype=torch.float16).missing_keys
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    "rename",
+    [
+        {},
+        {**RENAME, "count": "more"},
+        {**RENAME, "count": "norm.weight", "output_norm.weight": "count"},
+        {"count": "x"},
+    ],
+)
+def test_what_does_not_fit_is_reported_as_by_torch(rename: dict[str, str], strict: bool, model: Path) -> None:
+    def outcome(load: Any) -> tuple[Any, ...]:
+        module = Tied()
+        module.head = torch.nn.Linear(32, 4, bias=False)
+        try:
+            return tuple(load(module))
+        except RuntimeError as error:
+            return (str(error),)
+
+    state = {rename.get(name, name): value for name, value in load_file(model).items()}
+    expected = outcome(lambda module: module.load_state_dict(state, strict=strict))
+    assert outcome(lambda module: load_model(module, model, rename, strict=strict)) == expected
+
+
+def test_nothing_is_written_where_something_does_not_fit(model: Path) -> None:
+    module = Tied()
+    before = module.embed.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_model(module, model, {"token_embd.weight": "embed.weight"})
+    assert torch.equal(module.embed.weight, before)
+
+
+def test_bad_arguments_of_load_model(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"'token_embd\.weight' and 'output_norm\.weight' both become 'x'"):
+        load_model(Tied(), model, lambda name: None if name == "count" else "x")
+    with pytest.raises(ValueError, match="dtype needs assign=True"):
+        load_model(Tied(), model, dtype=torch.float16)
