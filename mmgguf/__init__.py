@@ -11,6 +11,7 @@ from .constants import FileType, GGMLType, ValueType
 from .dequant import dequantize
 from .errors import (
     ClosedError,
+    DuplicateKeyError,
     FileChangedError,
     FormatError,
     GGUFError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BufferedSeeker",
     "ClosedError",
+    "DuplicateKeyError",
     "FileChangedError",
     "FileType",
     "FormatError",

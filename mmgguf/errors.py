@@ -6,6 +6,7 @@
     ├── FormatError          (ValueError)    the bytes break a rule of the format
     │   ├── NotGGUFError                     no GGUF magic; names the older ggml formats
     │   ├── VersionError                     GGUF, but of a version that does not exist
+    │   ├── DuplicateKeyError (KeyError)     a metadata key that is there twice
     │   └── TruncatedError   (EOFError)      the file ends before what its header announces
     ├── SplitError           (ValueError)    shards that are missing, foreign or disagree
     ├── UnknownTypeError     (TypeError)     data of a ggml type that this version does not know
@@ -26,6 +27,7 @@ from typing import Final
 
 __all__ = [
     "ClosedError",
+    "DuplicateKeyError",
     "FileChangedError",
     "FormatError",
     "GGUFError",
@@ -68,6 +70,13 @@ class NotGGUFError(FormatError):
 
 class VersionError(FormatError):
     """The file says that it is GGUF of a version that this library cannot read."""
+
+
+class DuplicateKeyError(FormatError, KeyError):
+    """A metadata key is there twice.  It is a `KeyError` too, which is what pip's gguf raises for it."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError would show the repr
 
 
 class TruncatedError(FormatError, EOFError):

@@ -50,7 +50,15 @@ from .constants import (
     GGMLType,
     ValueType,
 )
-from .errors import FormatError, NotGGUFError, TruncatedError, UnknownTypeError, VersionError, shown
+from .errors import (
+    DuplicateKeyError,
+    FormatError,
+    NotGGUFError,
+    TruncatedError,
+    UnknownTypeError,
+    VersionError,
+    shown,
+)
 from .metadata import ArrayInfo, Metadata, RetainedArrays
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 from .strings import Chain, decode, encode, scan
@@ -263,7 +271,9 @@ class _Parser:
             if not key:
                 raise FormatError(f"metadata pair {number} at byte {where}: the key is empty")
             if key in values:
-                raise FormatError(f"metadata pair {number} at byte {where}: the key {shown(key)} was there before")
+                raise DuplicateKeyError(
+                    f"metadata pair {number} at byte {where}: the key {shown(key)} was there before"
+                )
             types[key] = type_ = self.value_type(shown(key))
             values[key] = self.value(key, type_)
         return Metadata(values, types, self.chain, self.retained)

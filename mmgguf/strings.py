@@ -238,6 +238,14 @@ class StringArray(Sequence[str]):
         start, end = int(offsets[index]) + self._chain.width, int(offsets[index + 1])
         return self._data[start:end].tobytes()
 
+    @property
+    def offsets(self) -> npt.NDArray[Any]:
+        """Where in the array's bytes each string's length begins, and at the end where the last string ends.
+
+        Read-only, ascending, shape (n + 1,), uint32 or uint64; found at the first access.
+        """
+        return self._index()
+
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
@@ -297,6 +305,7 @@ class StringArray(Sequence[str]):
             if done < self._count or position != len(data):
                 raise FileChangedError(f"array of {self._count} strings: its bytes changed since the file was opened")
             offsets[self._count] = position
+            offsets.flags.writeable = False
             self._offsets = offsets
         return self._offsets
 

@@ -1,0 +1,321 @@
+"""`GGUFReader`, `ReaderField` and `ReaderTensor`, by the names and with the behaviour of pip's ``gguf``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..blocks import layout_of
+from ..constants import DEFAULT_ALIGNMENT, GGMLType, ValueType
+from ..errors import ClosedError, DuplicateKeyError, GGUFError
+from ..header import Header, TensorInfo, parse_header
+from ..memory import open_descriptor
+from ..metadata import ArrayInfo
+from ..seeker import BufferedSeeker
+from ..strings import Chain, StringArray
+from ..values import NUMBERS
+from .lazy import Array, ArrayParts, Index, NumberParts, Parts, StringParts
+from .peer import ENDIAN, TENSOR_TYPES, VALUE_TYPES
+
+__all__ = ["GGUFReader", "ReaderField", "ReaderTensor"]
+
+_ARRAY: Final = VALUE_TYPES[ValueType.ARRAY]
+_STRING: Final = VALUE_TYPES[ValueType.STRING]
+_BYTES: Final = np.dtype(np.uint8)
+
+#: The types whose data has a dtype of its own; all others, BF16 among them, are bytes.
+_ITEM_TYPES: Final = {
+    GGMLType.F16: "f2",
+    GGMLType.F32: "f4",
+    GGMLType.F64: "f8",
+    GGMLType.I8: "i1",
+    GGMLType.I16: "i2",
+    GGMLType.I32: "i4",
+    GGMLType.I64: "i8",
+}
+
+
+class ReaderField(NamedTuple):
+    """A metadata pair, a number of the file's head, or a tensor info, as it is stored.
+
+    Attributes
+    ----------
+    offset : int
+        Where it begins in the file.
+    name : str
+        The key, the tensor's name, or ``GGUF.version``, ``GGUF.tensor_count`` and ``GGUF.kv_count``.
+    parts : sequence of ndarray
+        The stored pieces: views of the file, each of shape (n,).
+    data : sequence of int
+        Which parts hold the value.
+    types : list of GGUFValueType
+        The value's type, for an array that is not empty the element's type too; empty for tensor infos.
+    """
+
+    offset: int
+    name: str
+    parts: Sequence[Array] = ()
+    data: Sequence[int] = (-1,)
+    types: Sequence[Any] = ()
+
+    def contents(self, index_or_slice: Index = slice(None)) -> Any:
+        """The value as Python data: for arrays one element, or a list; None for a tensor info.
+
+        Raises
+        ------
+        UnicodeDecodeError
+            A string is not UTF-8.
+        """
+        if not self.types:
+            return None
+        if self.types[0] != _ARRAY:
+            value = self.parts[-1]
+            return str(value.tobytes(), "utf-8") if self.types[0] == _STRING else value.tolist()[0]
+        if isinstance(self.parts, ArrayParts) and self.data is self.parts.indexes:
+            return self.parts.contents(index_or_slice)
+        # A field that somebody has put together.
+        if not isinstance(index_or_slice, slice):
+            return self._element(self.parts[self.data[index_or_slice]])[0]
+        return [value for i in self.data[index_or_slice] for value in self._element(self.parts[i])]
+
+    def _element(self, part: Array) -> list[Any]:
+        return [str(part.tobytes(), "utf-8")] if self.types[-1] == _STRING else part.tolist()
+
+
+class ReaderTensor(NamedTuple):
+    """A tensor.
+
+    Attributes
+    ----------
+    name : str
+        Its name.
+    tensor_type : GGMLQuantizationType
+        gguf's own enum member; of `GGMLType` where gguf is not installed or does not know the type.
+    shape : ndarray of uint64, shape (n_dims,)
+        Dimensions as stored, fastest first: a view of the file.
+    n_elements, n_bytes : int
+        Elements, and bytes that they take in the file.
+    data_offset : int
+        Where the data begins in the file.
+    data : ndarray
+        A view of the file, in numpy's order of dimensions.  F16, F32, F64 and the integers have their dtype and the
+        logical shape; everything else, BF16 too, is uint8 whose last axis is the bytes of a row.
+    field : ReaderField
+        The tensor info as stored.
+    """
+
+    name: str
+    tensor_type: Any
+    shape: npt.NDArray[np.uint64]
+    n_elements: int
+    n_bytes: int
+    data_offset: int
+    data: Array
+    field: ReaderField
+
+
+class GGUFReader:
+    """Reads, and in place changes, one GGUF file, with the surface of pip's ``gguf.GGUFReader``.
+
+    A single shard of a split model is read by itself.
+
+    Parameters
+    ----------
+    path : path-like or binary file object
+        The file; a file object needs a ``fileno``.
+    mode : {"r", "r+", "c"}
+        ``"r"``: arrays are read-only.  ``"r+"``: writing to an array writes to the file.  ``"c"``: arrays are
+        writable, the file never changes.
+
+    Attributes
+    ----------
+    fields : OrderedDict of str to ReaderField
+        By key, in file order, after ``GGUF.version``, ``GGUF.tensor_count`` and ``GGUF.kv_count``.
+    tensors : list of ReaderTensor
+        In file order.
+    data : memmap of uint8, shape (file size,)
+        The file.
+    alignment, data_offset : int
+        Alignment of the data section, and where it begins.
+    byte_order : {"I", "S"}
+        ``"S"`` if the file's byte order is not this machine's.
+    endianess : GGUFEndian
+        The file's byte order.
+
+    Raises
+    ------
+    GGUFError
+        The file is not valid GGUF; a `ValueError` too.
+    DuplicateKeyError
+        A key is there twice; a `KeyError` too.
+    """
+
+    byte_order: Literal["I", "S"] = "I"
+    alignment: int = DEFAULT_ALIGNMENT
+    closed: bool = False
+
+    gguf_scalar_to_np: Mapping[Any, type[np.generic]] = {
+        VALUE_TYPES[type_]: row.dtype.type for type_, row in NUMBERS.items()
+    }
+
+    def __init__(self, path: os.PathLike[str] | str | Any, mode: Literal["r", "r+", "c"] = "r") -> None:
+        if mode not in ("r", "r+", "c"):
+            raise ValueError(f"mode must be 'r', 'r+' or 'c', got {mode!r}")
+        if hasattr(path, "fileno"):
+            self._open(path, mode)
+        elif mode == "r+":
+            with open(path, "r+b", buffering=0) as file:
+                self._open(file, mode)
+        else:
+            # The file that is parsed is the one that is mapped, whatever happens to its name meanwhile.
+            with open(path, "rb", buffering=0, opener=lambda name, _: open_descriptor(name)) as file:
+                self._open(file, mode)
+
+    def _open(self, file: Any, mode: Literal["r", "r+", "c"]) -> None:
+        try:
+            self._header: Header = parse_header(BufferedSeeker(file))
+        except GGUFError as error:
+            error.args = (f"{getattr(file, 'name', file)}: {error}",)
+            raise
+        self.data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(file, np.uint8, mode)
+        # The same memory without the cost of np.memmap, which runs Python code for every view.
+        self._base: Array = self.data.view(np.ndarray)
+        order = self._header.byte_order
+        self._chain = Chain(order, 4 if self._header.version == 1 else 8)
+        self._dtypes = {type_: row.stored(order) for type_, row in NUMBERS.items()}
+        self._length = self._dtypes[ValueType.UINT32 if self._header.version == 1 else ValueType.UINT64]
+        self.byte_order = "I" if order == sys.byteorder else "S"
+        self.endianess = ENDIAN.BIG if order == "big" else ENDIAN.LITTLE
+        self.alignment = self._header.alignment
+        self.data_offset = self._header.data_offset
+        self.fields: OrderedDict[str, ReaderField] = OrderedDict()
+        self._tensor_infos_offset = self._build_fields()
+
+    def get_field(self, key: str) -> ReaderField | None:
+        """The field of that key, or None."""
+        return self.fields.get(key)
+
+    def get_tensor(self, idx: int) -> ReaderTensor:
+        """Tensor number `idx`."""
+        return self.tensors[idx]
+
+    def close(self) -> None:
+        """Let go of the file; arrays that were handed out stay valid, and keep it mapped."""
+        self.closed = True
+        for name in ("data", "fields", "tensors", "_base", "_header"):
+            self.__dict__.pop(name, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if self.closed and name in ("data", "fields", "_base", "_header"):
+            raise ClosedError("the reader is closed")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    # Where everything lies follows from the parsed header: surrogates encode to the very bytes that they came from.
+
+    def _build_fields(self) -> int:
+        header, length, u32 = self._header, self._length, self._dtypes[ValueType.UINT32]
+        position = 4
+        counts = (("version", u32), ("tensor_count", length), ("kv_count", length))
+        for key, dtype in counts:
+            type_ = VALUE_TYPES[ValueType.UINT32 if dtype == u32 else ValueType.UINT64]
+            parts = Parts(self._base, ((dtype, 1),), position)
+            self.fields[f"GGUF.{key}"] = ReaderField(position, f"GGUF.{key}", parts, [0], [type_])
+            position += dtype.itemsize
+        for key in header.metadata:
+            if key in self.fields:
+                raise DuplicateKeyError(f"metadata key at byte {position}: {key!r} is taken")
+            self.fields[key], position = self._field(key, position)
+        return position
+
+    def _field(self, key: str, offset: int) -> tuple[ReaderField, int]:
+        """The field of a metadata key that begins at `offset`, and where it ends."""
+        metadata, length, u32 = self._header.metadata, self._length, self._dtypes[ValueType.UINT32]
+        type_ = metadata.type_of(key)
+        name_size = _size(key)
+        spans = [(length, 1), (_BYTES, name_size), (u32, 1)]
+        position = offset + length.itemsize + name_size + 4
+        types = [VALUE_TYPES[type_]]
+        if type_ is ValueType.STRING:
+            size = _size(metadata[key])
+            spans += [(length, 1), (_BYTES, size)]
+            return ReaderField(offset, key, Parts(self._base, spans, offset), [4], types), (
+                position + length.itemsize + size
+            )
+        array = metadata.array_info(key)
+        if array is None:
+            dtype = self._dtypes[type_]
+            spans.append((dtype, 1))
+            return ReaderField(offset, key, Parts(self._base, spans, offset), [3], types), position + dtype.itemsize
+        if array.count:
+            types.append(VALUE_TYPES[array.element_type])
+        spans += [(u32, 1), (length, 1)]
+        parts = self._array_parts(spans, offset, array)
+        return ReaderField(offset, key, parts, parts.indexes, types), array.offset + array.nbytes
+
+    def _array_parts(self, spans: list[tuple[np.dtype[Any], int]], offset: int, array: ArrayInfo) -> ArrayParts:
+        if array.element_type is ValueType.STRING:
+            data = self._base[array.offset : array.offset + array.nbytes]
+            strings = StringArray(data, array.count, self._chain)
+            return StringParts(self._base, spans, offset, strings, array.offset, self._length)
+        values: Array = np.ndarray((array.count,), self._dtypes[array.element_type], self._base, array.offset)
+        return NumberParts(self._base, spans, offset, values)
+
+    @cached_property
+    def tensors(self) -> list[ReaderTensor]:
+        """All tensors, in file order; raises `UnknownTypeError` if one's type is unknown."""
+        tensors = []
+        position = self._tensor_infos_offset
+        length, u32, u64 = self._length, self._dtypes[ValueType.UINT32], self._dtypes[ValueType.UINT64]
+        for info in self._header.tensors.values():
+            spans = (
+                (length, 1),
+                (_BYTES, _size(info.name)),
+                (u32, 1),
+                (length, len(info.ne)),
+                (u32, 1),
+                (u64, 1),
+            )
+            field = ReaderField(position, info.name, Parts(self._base, spans, position), [1, 3, 4, 5], [])
+            position += sum(dtype.itemsize * count for dtype, count in spans)
+            tensors.append(self._tensor(info, field))
+        return tensors
+
+    def _tensor(self, info: TensorInfo, field: ReaderField) -> ReaderTensor:
+        shape, offset = info.shape, self._header.data_offset + info.offset
+        item_type = _ITEM_TYPES.get(GGMLType(info.type)) if layout_of(info.type) else None
+        if item_type is not None:
+            order = ">" if self._header.byte_order == "big" else "<"
+            data: Array = np.ndarray(shape, np.dtype(order + item_type), self._base, offset)
+        else:
+            data = np.ndarray((*shape[:-1], info.row_size), np.uint8, self._base, offset)
+        return ReaderTensor(
+            info.name,
+            TENSOR_TYPES[int(info.type)],
+            field.parts[3],
+            info.n_elements,
+            info.nbytes,
+            offset,
+            data,
+            field,
+        )
+
+
+def _size(text: str) -> int:
+    """Bytes that a string took in the file that it was decoded from."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
