@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mmgguf import FormatError, Header, NotGGUFError, TruncatedError, VersionError
+from mmgguf import DuplicateKeyError, FormatError, Header, NotGGUFError, TruncatedError, VersionError
 from mmgguf.errors import GGUFError
 
 from . import build
@@ -297,19 +297,19 @@ NAMES = [
     Hostile(
         "duplicate-key",
         no_tensors(lambda b: b.number(b"a.b", UINT8, 1).number(b"c", UINT8, 1).number(b"a.b", UINT8, 2), 3),
-        FormatError,
+        DuplicateKeyError,
         r"metadata pair 2 at byte \d+: the key a\.b was there before",
     ),
     Hostile(
         "duplicate-key-escapes",
         no_tensors(lambda b: b.number(b"\x1b[2J", UINT8, 1).number(b"\x1b[2J", UINT8, 2), 2),
-        FormatError,
+        DuplicateKeyError,
         r"the key '\\x1b\[2J' was there before",
     ),
     Hostile(
         "duplicate-key-of-a-megabyte",
         no_tensors(lambda b: b.number(b"k" * (1 << 20), UINT8, 1).number(b"k" * (1 << 20), UINT8, 2), 2),
-        FormatError,
+        DuplicateKeyError,
         r"^.{0,400}the key 'k{100}'… \(1048576 characters\) was there before$",
         versions=(3,),
     ),

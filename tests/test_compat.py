@@ -281,10 +281,10 @@ def test_what_both_refuse(path: Path, raw: bytes, error: type[Exception]) -> Non
 
 def test_messages_name_the_file(path: Path) -> None:
     path.write_bytes(head(0, 2) + pair("a") + pair("a"))
-    with pytest.raises(DuplicateKeyError, match=r"model\.gguf: metadata pair 1 at byte 41: the key 'a'"):
+    with pytest.raises(DuplicateKeyError, match=r"model\.gguf: metadata pair 1 at byte 41: the key a was"):
         GGUFReader(path)
     path.write_bytes(BY_ID["dimensions"].encoded()[:-64])
-    with pytest.raises(TruncatedError, match=r"model\.gguf: .*download incomplete\?$"):
+    with pytest.raises(TruncatedError, match=r"model\.gguf: .*download incomplete\?"):
         GGUFReader(path)
 
 
@@ -569,6 +569,6 @@ def test_opening_imports_no_kernels(path: Path) -> None:
     path.write_bytes(BY_ID["dimensions"].encoded())
     code = (
         "import sys, mmgguf.compat as c; c.GGUFReader(sys.argv[1]).tensors; "
-        "print(sorted(m for m in sys.modules if m.startswith(('numba', 'mmgguf.dequant'))))"
+        "print(sorted({'numba', 'torch', 'mmgguf.dequant.simple', 'mmgguf.dequant.compiled'} & set(sys.modules)))"
     )
     assert run_python(code, str(path)).strip() == "[]"

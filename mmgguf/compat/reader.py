@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from ..blocks import layout_of
 from ..constants import DEFAULT_ALIGNMENT, GGMLType, ValueType
-from ..errors import ClosedError, DuplicateKeyError, GGUFError
+from ..errors import ClosedError, DuplicateKeyError, GGUFError, shown
 from ..header import Header, TensorInfo, parse_header
 from ..memory import open_descriptor
 from ..metadata import ArrayInfo
 from ..seeker import BufferedSeeker
-from ..strings import Chain, StringArray
+from ..strings import Chain, StringArray, encode
 from ..values import NUMBERS
 from .lazy import Array, ArrayParts, Index, NumberParts, Parts, StringParts
 from .peer import ENDIAN, TENSOR_TYPES, VALUE_TYPES
@@ -239,7 +239,7 @@ class GGUFReader:
             position += dtype.itemsize
         for key in header.metadata:
             if key in self.fields:
-                raise DuplicateKeyError(f"metadata key at byte {position}: {key!r} is taken")
+                raise DuplicateKeyError(f"metadata key at byte {position}: {shown(key)} is taken")
             self.fields[key], position = self._field(key, position)
         return position
 
@@ -318,4 +318,4 @@ class GGUFReader:
 
 def _size(text: str) -> int:
     """Bytes that a string took in the file that it was decoded from."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
+    return len(text) if text.isascii() else len(encode(text))
