@@ -240,6 +240,20 @@ def test_dtypes_are_rounded_float32(type_: GGMLType, backend: Any) -> None:
             assert_same_bits(dequantize(raw, type_, target, backend=backend), astype(exact, target))
 
 
+def test_float16_is_numpys() -> None:
+    """Every float16, the middle between it and the next, and what is just below and above that middle."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    values = astype(halves, np.float32)
+    assert_same_bits(dequantize(halves, GGMLType.F16), values)
+    with np.errstate(all="ignore"):
+        middle = ((values.astype(np.float64) + np.roll(values, -1)) / 2).astype(np.float32)
+        near = [np.nextafter(middle, np.float32(toward)) for toward in (-np.inf, np.inf)]
+    tiny = np.arange(1 << 12, dtype=np.uint32).view(np.float32)
+    numbers = np.concatenate([values, middle, *near, tiny, [65519.996, 65520, 3.4e38, np.inf, -np.inf, np.nan]])
+    numbers = numbers.astype(np.float32)
+    assert_same_bits(dequantize(numbers, GGMLType.F32, np.float16), astype(numbers, np.float16))
+
+
 @by_backend
 @by_type(BLOCK_TYPES)
 def test_big_endian_blocks_give_the_same_numbers(type_: GGMLType, backend: Any) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import DTypeLike, NDArray
 from ..blocks import LAYOUTS, Layout, layout_of
 from ..constants import GGMLType
 from ..errors import MissingExtraError, UnknownTypeError
+from .halves import from_half, to_half
 
 __all__ = ["BACKENDS", "DTYPES", "Backend", "dequantize", "get_backend"]
 
@@ -32,11 +33,14 @@ BACKENDS: Final[tuple[Backend, ...]] = ("numba", "numpy")
 #: What results may be.
 DTYPES: Final = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
 
+_FLOAT16: Final = np.dtype(np.float16)
 _FLOAT32: Final = np.dtype(np.float32)
 #: Elements that a thread should have to do before it is worth starting (about a millisecond).
 _PER_THREAD: Final = 1 << 20
 #: Elements per chunk for compiled kernels when results go through the scratch buffer.
-_SCRATCH: Final = 1 << 14
+_SCRATCH: Final = 1 << 16
+#: Conversions of plain types that numpy is slow at.
+_PLAIN_KERNELS: Final = {(_FLOAT16, _FLOAT32): from_half, (_FLOAT32, _FLOAT16): to_half}
 #: Bytes of output that no cache holds until somebody looks at them.
 _STREAM_FROM: Final = 4 << 20
 #: Elements per chunk of plain types, which need no scratch.
@@ -52,7 +56,7 @@ class _Plan:
     """How one type becomes one dtype."""
 
     layout: Layout
-    #: None for plain types, which numpy converts.
+    #: None for plain types that numpy converts.
     compute: _Compute | None
     #: What ``compute`` writes: float32, or the dtype of the result.
     computed: np.dtype[Any]
@@ -203,7 +207,8 @@ def _check_out(out: NDArray[Any], shape: tuple[int, ...], target: np.dtype[Any],
 def _plan(type_: GGMLType, target: np.dtype[Any], backend: Backend) -> _Plan:
     layout = LAYOUTS[type_]
     if layout.is_plain:
-        return _Plan(layout, None, target, _PLAIN, _PLAIN)
+        function = _PLAIN_KERNELS.get((layout.dtype, target))
+        return _Plan(layout, function and _without_stream(function), target, _PLAIN, _PLAIN)
     if backend == "numba":
         compiled = _compiled()
         assert compiled is not None
@@ -238,17 +243,18 @@ def _run(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int | No
     if out.size == 0:
         return
     if threads is None:
-        threads = min(_cores(), max(1, out.size // _PER_THREAD))
+        parts = out.size // _PER_THREAD
+        threads = min(_cores(), parts) if parts > 1 else 1
     jobs = [job for pair in _as_rows(stored, out) for job in _jobs(plan, *pair, threads)]
     stream = out.nbytes >= _STREAM_FROM
     if threads == 1 or len(jobs) == 1:
         _work(plan, jobs, stream)
         return
-    # More parts than threads: a core that somebody else keeps busy does not hold up the rest.
-    part = -(-len(jobs) // (4 * threads))
-    parts = [jobs[i : i + part] for i in range(0, len(jobs), part)]
+    # More shares than threads: a core that somebody else keeps busy does not hold up the rest.
+    size = -(-len(jobs) // (4 * threads))
+    shares = [jobs[i : i + size] for i in range(0, len(jobs), size)]
     with ThreadPoolExecutor(threads, "mmgguf-dequantize") as pool:
-        for _ in pool.map(lambda jobs: _work(plan, jobs, stream), parts):
+        for _ in pool.map(lambda share: _work(plan, share, stream), shares):
             pass
 
 
@@ -291,7 +297,8 @@ def _jobs(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int) ->
     # Without a limit a thread still gets several parts.
     elements = limit or max(_SCRATCH, -(-out.size // (4 * threads)) if threads > 1 else out.size)
     step = max(1, elements // block_size)
-    if rows > 1 and n_blocks * 2 <= step:
+    if rows > 1 and n_blocks * block_size * 2 <= plan.chunk:
+        # Short rows: several at a time, through scratch.
         step_rows = max(1, plan.chunk // block_size // n_blocks)
         for row in range(0, rows, step_rows):
             yield stored[row : row + step_rows], out[row : row + step_rows]
@@ -335,7 +342,16 @@ def _work(plan: _Plan, jobs: list[_Job], stream: bool) -> None:
                 scratch = np.empty((blocks.size, layout.block_size), plan.computed)
             values = scratch[: blocks.size]
             plan.compute(blocks, values, False)
-            np.copyto(out, values.reshape(out.shape), casting="unsafe")
+            _store(values.reshape(out.shape), out)
+
+
+def _store(values: NDArray[Any], out: NDArray[Any]) -> None:
+    """Convert and store; for float16 by the faster way."""
+    if out.dtype == _FLOAT16 and values.dtype == _FLOAT32:
+        halves = np.empty(values.shape, _FLOAT16)
+        to_half(values, halves)
+        values = halves
+    np.copyto(out, values, casting="unsafe")
 
 
 def _gather(stored: NDArray[Any], layout: Layout) -> NDArray[Any]:
