@@ -249,8 +249,8 @@ def test_float16_is_numpys() -> None:
         middle = ((values.astype(np.float64) + np.roll(values, -1)) / 2).astype(np.float32)
         near = [np.nextafter(middle, np.float32(toward)) for toward in (-np.inf, np.inf)]
     tiny = np.arange(1 << 12, dtype=np.uint32).view(np.float32)
-    numbers = np.concatenate([values, middle, *near, tiny, [65519.996, 65520, 3.4e38, np.inf, -np.inf, np.nan]])
-    numbers = numbers.astype(np.float32)
+    ends = np.array([65519.996, 65520, 3.4e38, np.inf, -np.inf, np.nan], np.float32)
+    numbers = np.concatenate([values, middle, *near, tiny, ends])
     assert_same_bits(dequantize(numbers, GGMLType.F32, np.float16), astype(numbers, np.float16))
 
 
