@@ -20,7 +20,6 @@ from typing import Any, Final
 import typer
 from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ..errors import GGUFError, MissingExtraError
@@ -191,6 +190,7 @@ def print_table(
         The width that the flexible column needs to stay useful.  Where there is less, each row takes lines of
         its own: the first cell, then the others indented, all uncut.
     """
+    # Not rich's Table, which takes a second for a thousand rows; its console still decides on colours and width.
     console, gap = terminal(), 2
     cells = [[safe(cell) for cell in row] for row in rows]
     flex = columns.index(flexible)
@@ -199,40 +199,59 @@ def print_table(
     if room < min(least, widths[flex]):
         _print_stacked(console, columns, cells, labelled)
         return
-    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
-    for index, name in enumerate(columns):
-        table.add_column(
-            name,
-            justify="right" if name in right else "left",
-            style="cyan" if index == 0 else None,
-            overflow="fold",
-            no_wrap=index != flex or fit is not None,
-            max_width=room if index == flex else None,
-        )
+    widths[flex] = min(widths[flex], room)
+    to_right = [name in right for name in columns]
+
+    def line(row: Sequence[str], style: tuple[str, str], first: slice) -> str:
+        padded = []
+        for cell, width, is_right in zip(row, widths, to_right, strict=True):
+            padding = " " * (width - cell_len(cell))
+            padded.append(padding + cell if is_right else cell + padding)
+        start, end = style
+        styled = (" " * gap).join(padded[first])
+        rest = "".join(" " * gap + cell for cell in padded[first.stop :]) if first.stop else ""
+        return f"{start}{styled}{end}{rest}".rstrip() + "\n"
+
+    write = sys.stdout.write
+    bold, cyan = _style(console, "bold"), _style(console, "cyan")
+    write(line(columns, bold, slice(None)))
     for number, row in enumerate(cells):
-        if fit is not None and cell_len(row[flex]) > room:
-            row[flex] = fit(number, room)
-        table.add_row(*map(Text, row))
-    console.print(table)
+        folded = [row[flex]]
+        if cell_len(row[flex]) > room:
+            folded = chop_cells(row[flex], room) if fit is None else [fit(number, room)]
+        for piece in folded:
+            row[flex] = piece
+            write(line(row, cyan, slice(1)))
+            row = [""] * len(row)
+
+
+def _style(console: Console, style: str) -> tuple[str, str]:
+    """What the console writes before and after a text in that style: nothing where it writes no colours."""
+    with console.capture() as captured:
+        console.print(Text("|", style=style), end="")
+    start, end = captured.get().split("|")
+    return start, end
 
 
 def _print_stacked(
     console: Console, columns: Sequence[str], cells: Sequence[Sequence[str]], labelled: Container[str]
 ) -> None:
     width = max(console.width - 2, 1)
+    start, end = _style(console, "cyan")
+    write = sys.stdout.write
     for first, *others in cells:
-        for line in chop_cells(first, console.width):
-            console.print(Text(line, style="cyan"))
+        for piece in chop_cells(first, console.width):
+            write(f"{start}{piece}{end}\n")
         line = ""
         for name, cell in zip(columns[1:], others, strict=True):
             part = f"{name} {cell}" if name in labelled else cell
             joined = f"{line}  {part}" if line else part
             if line and cell_len(joined) > width and cell_len(part) <= width:
-                console.print(Text("  " + line))
+                write(f"  {line}\n")
                 joined = part
             line = joined
         for piece in chop_cells(line, width):
-            console.print(Text("  " + piece))
+            write(f"  {piece}\n")
 
 
 # ---------------------------------------------------------------- JSON
