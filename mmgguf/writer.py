@@ -1,9 +1,10 @@
 """Metadata and tensors → a GGUF file.
 
-Everything that can be wrong with the arguments is found before a file is made: `write` first plans (types,
-shapes, offsets, the bytes of the header), then streams.  The new file grows under a temporary name in the
-folder of the target, is synced, and takes the target's name in one rename.  So a crash leaves the old file or
-the new one, never half of one, and a process that has the old file mapped keeps reading the old bytes.
+Everything that can be wrong with the arguments is found before a file is made: `write` first plans (types, shapes,
+offsets, the bytes of the header), then streams.  The new file grows under a temporary name in the folder of the
+target, is synced, and takes the target's name in one rename.  So a crash leaves the old file or the new one, never
+half of one, and a process that has the old file mapped keeps reading the old bytes.  All that a killed process may
+leave is a file ``.mmgguf-*.tmp`` beside the target, which nobody needs.
 """
 
 from __future__ import annotations

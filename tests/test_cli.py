@@ -298,7 +298,7 @@ def test_safe(text: str, shown: str) -> None:
     assert printing.safe(text) == shown
 
 
-HOSTILE = "w\x1b]0;owned\x07\x9b2J\u202e[bold]x[/]\r\n:smile:\udcff"
+HOSTILE = "w\x1b]0;owned\x07\x7f\x9b2J\u202e[bold]x[/]\r\n:smile:\udcff"
 
 
 @pytest.fixture

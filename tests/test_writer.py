@@ -18,17 +18,19 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import mmgguf
 from mmgguf import writer
 from mmgguf.blocks import LAYOUTS
 from mmgguf.constants import FileType, GGMLType, ValueType
 from mmgguf.errors import UnknownTypeError
-from mmgguf.values import TypedValue, encode_value, infer_type
+from mmgguf.values import NUMBERS, TypedValue, encode_value, infer_type
 from mmgguf.writer import TypedTensor, write
 
 from . import ggml
-from .cases import BY_ID, CASES, Case, random_tensor
+from .cases import BY_ID, CASES, Case, StoredTensor, random_tensor
 
 V, G = ValueType, GGMLType
 
@@ -130,6 +132,61 @@ def test_a_file_can_be_copied(case: Case, backend: Any, tmp_path: Path) -> None:
                 byte_order=other.byte_order,
             )
             assert (tmp_path / "b.gguf").read_bytes() == other.encoded()
+
+
+_STRINGS = st.text(st.characters(exclude_categories=["Cs"])) | st.binary(max_size=20).map(
+    lambda raw: raw.decode("utf-8", "surrogateescape")
+)
+_ELEMENTS: dict[ValueType, st.SearchStrategy[Any]] = {
+    V.STRING: _STRINGS,
+    V.BOOL: st.booleans(),
+    V.FLOAT32: st.floats(width=32, allow_nan=False),
+    V.FLOAT64: st.floats(allow_nan=False),
+} | {
+    type_: st.integers(int(np.iinfo(row.dtype).min), int(np.iinfo(row.dtype).max))
+    for type_, row in NUMBERS.items()
+    if row.dtype.kind in "iu"
+}
+_VALUES = st.sampled_from(list(_ELEMENTS)).flatmap(
+    lambda type_: (
+        _ELEMENTS[type_].map(lambda value: TypedValue(value, type_))
+        | st.lists(_ELEMENTS[type_]).map(lambda values: TypedValue(values, V.ARRAY, type_))
+    )
+)
+_NAMES = _STRINGS.filter(lambda name: "\0" not in name and 0 < len(name.encode("utf-8", "surrogateescape")) <= 64)
+_TENSORS = st.builds(
+    random_tensor, st.sampled_from(GGMLType), st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple)
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    metadata=st.dictionaries(_NAMES, _VALUES, max_size=4),
+    tensors=st.dictionaries(_NAMES, _TENSORS, max_size=4),
+    alignment=st.sampled_from([8, 32, 256]),
+    byte_order=st.sampled_from(["little", "big"]),
+)
+def test_whatever_is_written_is_read_back(
+    metadata: dict[str, TypedValue],
+    tensors: dict[str, StoredTensor],
+    alignment: int,
+    byte_order: Any,
+    tmp_path: Path,
+) -> None:
+    typed = {name: TypedTensor(tensor.blocks, tensor.type) for name, tensor in tensors.items()}
+    write(tmp_path / "a.gguf", metadata, typed, alignment=alignment, byte_order=byte_order)
+    with mmgguf.open(tmp_path / "a.gguf") as file:
+        extra = [] if alignment == 32 else ["general.alignment"]
+        assert list(file.metadata) == [*metadata, *extra]
+        assert (file.alignment, file.byte_order) == (alignment, byte_order)
+        for key, expected in metadata.items():
+            got = file.metadata.typed(key)
+            value = got.value if got.element_type is None else list(got.value)
+            assert (value, got.type, got.element_type) == (expected.value, expected.type, expected.element_type)
+        assert list(file) == list(tensors)
+        for name, tensor in tensors.items():
+            assert (file[name].type, file[name].shape) == (tensor.type, tensor.shape)
+            assert file[name].data.tobytes() == tensor.stored(byte_order)
 
 
 # ---------------------------------------------------------------- values and their types
