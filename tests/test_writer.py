@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import signal
@@ -24,9 +23,9 @@ from hypothesis import strategies as st
 import mmgguf
 from mmgguf import writer
 from mmgguf.blocks import LAYOUTS
-from mmgguf.constants import FileType, GGMLType, ValueType
+from mmgguf.constants import GGMLType, ValueType
 from mmgguf.errors import UnknownTypeError
-from mmgguf.values import NUMBERS, TypedValue, encode_value, infer_type
+from mmgguf.values import NUMBERS, TypedValue
 from mmgguf.writer import TypedTensor, write
 
 from . import ggml
@@ -187,83 +186,6 @@ def test_whatever_is_written_is_read_back(
         for name, tensor in tensors.items():
             assert (file[name].type, file[name].shape) == (tensor.type, tensor.shape)
             assert file[name].data.tobytes() == tensor.stored(byte_order)
-
-
-# ---------------------------------------------------------------- values and their types
-
-
-@pytest.mark.parametrize(
-    ("value", "type_", "element_type"),
-    [
-        (True, V.BOOL, None),
-        (0, V.UINT32, None),
-        ((1 << 32) - 1, V.UINT32, None),
-        (1 << 32, V.UINT64, None),
-        ((1 << 64) - 1, V.UINT64, None),
-        (-1, V.INT32, None),
-        (-(1 << 31), V.INT32, None),
-        (-(1 << 31) - 1, V.INT64, None),
-        (-(1 << 63), V.INT64, None),
-        (1.5, V.FLOAT32, None),
-        ("text", V.STRING, None),
-        (b"\xff", V.STRING, None),
-        (bytearray(b"x"), V.STRING, None),
-        (FileType.MOSTLY_Q4_0, V.UINT32, None),
-        (np.uint8(1), V.UINT8, None),
-        (np.int16(-1), V.INT16, None),
-        (np.float32(1), V.FLOAT32, None),
-        (np.float64(1), V.FLOAT64, None),
-        (np.bool_(True), V.BOOL, None),
-        (np.longlong(1), V.INT64, None),
-        (np.str_("x"), V.STRING, None),
-        (np.array(7, "u2"), V.UINT16, None),
-        (np.arange(3, dtype=">i2"), V.ARRAY, V.INT16),
-        (np.zeros(0, "f8"), V.ARRAY, V.FLOAT64),
-        (np.array([True]), V.ARRAY, V.BOOL),
-        (np.array(["a", "bc"]), V.ARRAY, V.STRING),
-        (np.array([1, -1], object), V.ARRAY, V.INT32),
-        ([1, 2], V.ARRAY, V.UINT32),
-        ([1, -2], V.ARRAY, V.INT32),
-        ([-1, 1 << 31], V.ARRAY, V.INT64),
-        ([1, 1 << 40], V.ARRAY, V.UINT64),
-        (range(3), V.ARRAY, V.UINT32),
-        ((1.0, 2), V.ARRAY, V.FLOAT32),
-        (["a", b"b"], V.ARRAY, V.STRING),
-        ([True, False], V.ARRAY, V.BOOL),
-        ([np.int8(1), np.int8(2)], V.ARRAY, V.INT8),
-    ],
-    ids=repr,
-)
-def test_inferred_types(value: Any, type_: ValueType, element_type: ValueType | None) -> None:
-    typed = infer_type(value, "key")
-    assert (typed.type, typed.element_type) == (type_, element_type)
-
-
-@pytest.mark.parametrize(
-    ("typed", "stored"),
-    [
-        (TypedValue(7, V.UINT8), b"\x07"),
-        (TypedValue(np.int64(7), V.UINT16), b"\x07\x00"),
-        (TypedValue(7, V.FLOAT32), b"\x00\x00\xe0\x40"),
-        (TypedValue(math.nan, V.FLOAT32), b"\x00\x00\xc0\x7f"),
-        (TypedValue(np.array([1, 2]), V.ARRAY, V.UINT8), b"\0\0\0\0\2" + bytes(7) + b"\1\2"),
-        (TypedValue((1, 2), V.ARRAY, V.UINT8), b"\0\0\0\0\2" + bytes(7) + b"\1\2"),
-        (TypedValue(np.array([1.0], "f2"), V.ARRAY, V.FLOAT32), b"\6\0\0\0\1" + bytes(7) + b"\0\0\x80\x3f"),
-        (TypedValue(np.array([math.inf]), V.ARRAY, V.FLOAT32), b"\6\0\0\0\1" + bytes(7) + b"\0\0\x80\x7f"),
-        # A view of stored bytes may hold trues other than 1.
-        (
-            TypedValue(np.array([0, 1, 2], "u1").view("?"), V.ARRAY, V.BOOL),
-            b"\7\0\0\0\3" + bytes(7) + b"\0\1\1",
-        ),
-        (
-            TypedValue(np.array(["a"]), V.ARRAY, V.STRING),
-            b"\x08\0\0\0\1" + bytes(7) + b"\1" + bytes(7) + b"a",
-        ),
-    ],
-    ids=repr,
-)
-def test_forced_types(typed: TypedValue, stored: bytes) -> None:
-    assert encode_value(typed, "little", "key") == stored
 
 
 class FileMetadata(Mapping[str, Any]):
@@ -556,20 +478,6 @@ def test_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write(path, **{"metadata": {}, "tensors": {}, **arguments})
     assert path.read_bytes() == b"the old file"
     assert os.listdir(tmp_path) == ["a.gguf"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((1, V.ARRAY), "needs an element_type"),
-        (([], V.ARRAY, V.ARRAY), "nested"),
-        ((1, V.UINT8, V.UINT8), "UINT8 takes no element_type"),
-        ((1, 13), "13 is not a valid ValueType"),
-    ],
-)
-def test_typed_values_are_checked(arguments: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TypedValue(*arguments)
 
 
 # ---------------------------------------------------------------- the file
