@@ -272,7 +272,7 @@ class GGUFReader:
         if array.element_type is ValueType.STRING:
             data = self._base[array.offset : array.offset + array.nbytes]
             strings = StringArray(data, array.count, self._chain)
-            return StringParts(self._base, spans, offset, strings, array.offset, self._length)
+            return StringParts(self._base, spans, offset, data, strings, self._length)
         values: Array = np.ndarray((array.count,), self._dtypes[array.element_type], self._base, array.offset)
         return NumberParts(self._base, spans, offset, values)
 
