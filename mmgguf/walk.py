@@ -6,7 +6,7 @@ What every consumer of whole files shares: `GGUFFile.dequantize_all`, the adapte
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +20,7 @@ from .tensor import Tensor
 if TYPE_CHECKING:
     from .file import GGUFFile
 
-__all__ = ["Names", "Progress", "chunks", "ranges", "result_dtype", "select", "store", "values", "walk"]
+__all__ = ["Names", "Progress", "chunks", "match", "ranges", "result_dtype", "select", "store", "values", "walk"]
 
 #: A name or a pattern with ``*``, ``?`` or ``[``, or several; None: all.
 Names = str | Iterable[str] | None
@@ -44,24 +44,35 @@ def select(f: GGUFFile, names: Names) -> list[str]:
     NameNotFoundError
         A name that the file does not have, or a pattern that fits none.
     """
+    return match(f, names, f.path)
+
+
+def match(known: Mapping[str, Any], names: Names, where: str) -> list[str]:
+    """The keys of `known` that `names` stands for, in their order; see `select`."""
     if names is None:
-        return list(f)
+        return list(known)
     chosen: set[str] = set()
     for name in [names] if isinstance(names, str) else names:
-        if name in f:
+        if name in known:
             chosen.add(name)
             continue
-        fitting = [known for known in f if fnmatchcase(known, name)] if any(c in name for c in "*?[") else []
+        fitting = [key for key in known if fnmatchcase(key, name)] if any(c in name for c in "*?[") else []
         if not fitting:
-            raise NameNotFoundError(f"{f.path}: no tensor {name!r}")
+            raise NameNotFoundError(f"{where}: no tensor {name!r:.100}")
         chosen.update(fitting)
-    return [name for name in f if name in chosen]
+    return [key for key in known if key in chosen]
 
 
-def walk(f: GGUFFile, names: Names = None, progress: Progress | None = None) -> Iterator[Tensor]:
+def walk(
+    f: GGUFFile,
+    names: Names = None,
+    progress: Progress | None = None,
+    key: Callable[[Tensor], int] | None = None,
+) -> Iterator[Tensor]:
     """Go through tensors in the file's order, asking the system for the pages of those that come next.
 
-    Names and types are checked at the call, before the first tensor.
+    Names and types are checked at the call, before the first tensor.  Where there is a `key`, the order is that of
+    its values.
 
     Raises
     ------
@@ -69,6 +80,8 @@ def walk(f: GGUFFile, names: Names = None, progress: Progress | None = None) -> 
         As `select`; a tensor whose ggml type is unknown.
     """
     tensors = [f[name] for name in select(f, names)]
+    if key is not None:
+        tensors.sort(key=key)
     return _walk(tensors, sum(tensor.nbytes for tensor in tensors), progress)
 
 

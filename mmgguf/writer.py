@@ -26,7 +26,7 @@ from .constants import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, GGMLType, ValueType
 from .errors import UnknownTypeError
 from .values import TypedValue, encode_string, encode_value, infer_type
 
-__all__ = ["TypedTensor", "write"]
+__all__ = ["TypedTensor", "replacing", "write"]
 
 #: What is written: 3 has version 2's layout and is the only one that may be big-endian.
 VERSION: Final = 3
@@ -164,7 +164,7 @@ def write(
     pairs = _plan_metadata(metadata, _check_alignment(alignment))
     plans = _plan_tensors(tensors)
     header = _encode_header(pairs, plans, alignment, byte_order)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(header)
         _pad(file, len(header), alignment)
         for plan in plans:
@@ -409,7 +409,7 @@ def _chunks(array: Array, target: np.dtype[Any]) -> Iterator[memoryview]:
 
 
 @contextlib.contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new file that takes the path's name when the block ends well, and vanishes when it does not."""
     target = os.path.realpath(path)
     mode = _mode_of(target)

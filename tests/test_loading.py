@@ -182,22 +182,27 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
 
 # The adapters' frameworks.
 
-ADAPTERS = [("torch", "torch", "torch"), ("jax", "jax", "jax")]
+MISSING = {
+    "torch": "import mmgguf.torch",
+    "jax": "import mmgguf.jax",
+    # Writing safetensors takes no package.
+    "safetensors": "import mmgguf.safetensors; mmgguf.safetensors.to_gguf('x.safetensors', 'x.gguf')",
+}
 
 
-@pytest.mark.parametrize(("module", "package", "extra"), ADAPTERS, ids=[a[0] for a in ADAPTERS])
-def test_a_missing_framework_is_said_in_one_line(module: str, package: str, extra: str) -> None:
+@pytest.mark.parametrize(("package", "use"), MISSING.items(), ids=list(MISSING))
+def test_a_missing_framework_is_said_in_one_line(package: str, use: str) -> None:
     code = f"""
 import sys
 sys.modules[{package!r}] = None  # as if it were not installed
 import mmgguf
 try:
-    import mmgguf.{module}
+    {use}
 except mmgguf.MissingExtraError as error:
     print(error)
 """
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert result.stdout == f"{package} is not installed; get it with: pip install 'mmgguf[{extra}]'\n"
+    assert result.stdout == f"{package} is not installed; get it with: pip install 'mmgguf[{package}]'\n"
 
 
 def test_no_framework_is_imported_with_the_package() -> None:

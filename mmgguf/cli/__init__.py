@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
+from .convert import convert, dequantize
 from .demo import demo
 from .ls import ls
 from .printing import errors_as_one_line
@@ -60,3 +61,5 @@ def _main(
 app.command()(ls)
 app.command()(show)
 app.command()(demo)
+app.command()(convert)
+app.command()(dequantize)

@@ -1,0 +1,104 @@
+"""``mmgguf convert``: GGUF to safetensors and back; ``mmgguf dequantize``: GGUF to plain numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from .. import npz, safetensors
+from .printing import human_size, print_note, safe
+
+__all__ = ["convert", "dequantize", "progress_bar"]
+
+
+class Dtype(StrEnum):
+    """What ``--dtype`` takes."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT64 = "float64"
+
+
+_Names = Annotated[
+    list[str] | None,
+    typer.Option("--names", "-n", metavar="GLOB", help="Only these tensors, as 'blk.0.*'; repeatable."),
+]
+_Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")]
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A GGUF file (any shard of a split model), or a safetensors file.")],
+    target: Annotated[Path, typer.Argument(help="The file to write: *.safetensors, or *.gguf.")],
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="What blocks and floats become; else blocks float32, floats as they are.")
+    ] = None,
+    names: _Names = None,
+    force: _Force = False,
+) -> None:
+    """Convert GGUF to safetensors, dequantizing blocks, or safetensors to GGUF of plain types.
+
+    The target's suffix tells the direction.  Metadata goes along; memory does not grow with the model.
+    """
+    functions: dict[str, Callable[..., None]] = {".safetensors": safetensors.save_file, ".gguf": safetensors.to_gguf}
+    _write(functions, source, target, dtype, names, force, "TARGET")
+
+
+def dequantize(
+    file: Annotated[Path, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write: *.npz, or *.safetensors.")],
+    dtype: Annotated[Dtype, typer.Option(help="What blocks and floats become.")] = Dtype.FLOAT32,
+    names: _Names = None,
+    force: _Force = False,
+) -> None:
+    """Write all tensors as plain numbers, for numpy.load or for safetensors.
+
+    Integers stay what they are.  Memory does not grow with the model.
+    """
+    if output.suffix == ".npz" and dtype is Dtype.BFLOAT16:
+        raise typer.BadParameter("an .npz archive cannot name bfloat16; float32 holds all its values")
+    functions: dict[str, Callable[..., None]] = {".npz": npz.save_file, ".safetensors": safetensors.save_file}
+    _write(functions, file, output, dtype, names, force, "--output")
+
+
+def _write(
+    functions: dict[str, Callable[..., None]],
+    source: Path,
+    target: Path,
+    dtype: Dtype | None,
+    names: list[str] | None,
+    force: bool,
+    hint: str,
+) -> None:
+    function = functions.get(target.suffix)
+    if function is None:
+        raise typer.BadParameter(f"{safe(target)}: must end in {' or '.join(functions)}", param_hint=hint)
+    if target.exists() and not force:
+        raise FileExistsError(None, "is there already; --force replaces it", str(target))
+    with progress_bar(target.name) as progress:
+        function(source, target, dtype=None if dtype is None else dtype.value, names=names or None, progress=progress)
+    print_note(f"wrote {target}: {human_size(os.path.getsize(target))}")
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes on the standard error, if that is a terminal; gives what the library calls with them."""
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(safe(what), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

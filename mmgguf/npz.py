@@ -1,0 +1,93 @@
+"""A GGUF file's numbers as an ``.npz`` archive for `numpy.load`, in a stream: memory does not grow with the model.
+
+`numpy.savez` needs all arrays in memory at once.  Here the members, which are ordinary ``.npy`` files, are written
+piece by piece; they are not compressed, as weights hardly can be.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+from .errors import FormatError
+from .loading import Source, opened
+from .tensor import Tensor
+from .walk import Names, Progress, chunks, result_dtype, select, walk
+from .writer import replacing
+
+__all__ = ["save_file"]
+
+_BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
+
+
+def save_file(
+    gguf: Source,
+    path: str | os.PathLike[str],
+    dtype: npt.DTypeLike | None = None,
+    names: Names = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write a GGUF file's tensors as an ``.npz`` archive, in one step: the path holds the old file or the new one.
+
+    Parameters
+    ----------
+    gguf : path-like or GGUFFile
+        The source.
+    path : path-like
+        The file to make or to replace; no suffix is added.
+    dtype : {float32, float16, float64}, optional
+        What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
+        blocks become float32, as does BF16, since the format cannot name bfloat16.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
+    progress : callable, optional
+        Called with (stored bytes done, stored bytes in all).
+
+    Raises
+    ------
+    GGUFError
+        The source is not valid, a name is missing or not UTF-8, a ggml type is unknown.
+    TypeError
+        A dtype that is not offered.
+    OSError
+        What the operating system refuses.
+    """
+    with opened(gguf) as f:
+        for name in select(f, names):
+            _check(f[name], dtype, f.path)
+        with replacing(path) as file, ZipFile(file, "w", ZIP_STORED) as archive:
+            for tensor in walk(f, names, progress):
+                target = _target(tensor, dtype)
+                with archive.open(ZipInfo(f"{tensor.name}.npy"), "w", force_zip64=True) as member:
+                    header = {"descr": target.str, "fortran_order": False, "shape": tensor.shape}
+                    npy.write_array_header_1_0(member, header)
+                    for chunk in chunks(tensor, target):
+                        member.write(chunk.view(np.uint8).data)
+
+
+def _target(tensor: Tensor, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
+    target = result_dtype(tensor, dtype)
+    return np.dtype(np.float32) if target == _BFLOAT16 and dtype is None else target
+
+
+def _check(tensor: Tensor, dtype: npt.DTypeLike | None, where: str) -> None:
+    """Find before anything is written what would fail later."""
+    target = _target(tensor, dtype)
+    if target.kind not in "fi" or (dtype is not None and np.dtype(dtype).kind != "f"):
+        raise TypeError(f"dtype must be one of float32, float16, float64 in an .npz archive, got {np.dtype(dtype)}")
+    if "\0" in tensor.name or not _is_utf8(tensor.name):
+        raise FormatError(f"{where}: {tensor.name!r:.100}: not a name that a zip archive can hold")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

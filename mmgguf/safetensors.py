@@ -1,0 +1,300 @@
+"""GGUF to safetensors and back, in a stream: memory does not grow with the model.
+
+>>> from mmgguf.safetensors import save_file
+>>> save_file("model.gguf", "model.safetensors", dtype="bfloat16")  # doctest: +SKIP
+
+The package safetensors writes a file only from tensors that are all in memory, so the writer is our own; the format
+is small: a u64 with the length of the header, the header as JSON (``{"name": {"dtype", "shape", "data_offsets"}}``,
+and ``"__metadata__"`` with strings by string), then the data without gaps, all little-endian.  Reading is left to
+that package.
+
+Metadata: a STRING stays the text that it is.  All other values are JSON texts, and one more key, `TYPES_KEY`, holds
+by key what they were, as a JSON text too: ``{"llama.block_count": "UINT32", "tokenizer.ggml.tokens": "STRING[]"}``.
+So the way back finds every value as it was.  ``"format": "pt"`` is added, which transformers asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from .blocks import LAYOUTS
+from .constants import GGMLType, ValueType
+from .errors import FormatError, GGUFError, MissingExtraError, UnknownTypeError
+from .file import GGUFFile
+from .loading import Source, opened
+from .memory import open_descriptor
+from .metadata import Metadata
+from .values import TypedValue
+from .walk import Names, Progress, chunks, match, result_dtype, select, walk
+from .writer import TypedTensor, replacing, write
+
+__all__ = ["TYPES_KEY", "save_file", "to_gguf"]
+
+#: The metadata key that tells the types of the values that are not strings.
+TYPES_KEY: Final = "mmgguf.types"
+#: Safetensors' own limit for headers, in bytes.
+MAX_HEADER_SIZE: Final = 100_000_000
+
+_GGML_TYPES: Final = {
+    "F64": GGMLType.F64,
+    "F32": GGMLType.F32,
+    "F16": GGMLType.F16,
+    "BF16": GGMLType.BF16,
+    "I64": GGMLType.I64,
+    "I32": GGMLType.I32,
+    "I16": GGMLType.I16,
+    "I8": GGMLType.I8,
+}
+_NAMES: Final = {
+    np.dtype(np.float64): "F64",
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(np.int64): "I64",
+    np.dtype(np.int32): "I32",
+    np.dtype(np.int16): "I16",
+    np.dtype(np.int8): "I8",
+}
+_FLOATS: Final = {"F64", "F32", "F16", "BF16"}
+#: Keys that are not true of the new file: where tensors lie, and in how many files.
+_NOT_CARRIED: Final = ("general.alignment", "split.")
+#: Keys that are not true any more where numbers were stored otherwise.
+_OF_STORAGE: Final = ("general.file_type", "general.quantization_version")
+
+
+def save_file(
+    gguf: Source,
+    path: str | os.PathLike[str],
+    dtype: npt.DTypeLike | None = None,
+    names: Names = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write a GGUF file's tensors as a safetensors file, in one step: the path holds the old file or the new one.
+
+    Parameters
+    ----------
+    gguf : path-like or GGUFFile
+        The source.
+    path : path-like
+        The file to make or to replace.
+    dtype : {float32, float16, bfloat16, float64}, optional
+        What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
+        blocks become float32.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
+    metadata : mapping of str to str, optional
+        To be written in the place of the GGUF file's own.
+    progress : callable, optional
+        Called with (stored bytes done, stored bytes in all).
+
+    Raises
+    ------
+    GGUFError
+        The source is not valid, a name is missing, a ggml type is unknown; a name is not UTF-8, or the header would
+        exceed safetensors' limit.
+    TypeError
+        A dtype that is not offered.
+    OSError
+        What the operating system refuses.
+
+    Notes
+    -----
+    Tensors are laid out by the size of their elements, then in the file's order, so that all of them are aligned.
+    """
+    with opened(gguf) as f:
+        dtypes = {name: result_dtype(f[name], dtype) for name in select(f, names)}
+        order = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)
+        if metadata is None:
+            converted = any(f[name].layout.dtype != dtypes[name] for name in order)
+            metadata = _encode_metadata(f.metadata, converted)
+        header = _encode_header(f, {name: dtypes[name] for name in order}, metadata)
+        with replacing(path) as file:
+            file.write(len(header).to_bytes(8, "little"))
+            file.write(header)
+            for tensor in walk(f, order, progress, key=lambda tensor: -dtypes[tensor.name].itemsize):
+                for chunk in chunks(tensor, dtype):
+                    file.write(chunk.view(np.uint8).data)
+
+
+def _encode_header(f: GGUFFile, dtypes: Mapping[str, np.dtype[Any]], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, dtype in dtypes.items():
+        if dtype not in _NAMES:
+            offered = "float32, float16, bfloat16, float64"
+            raise TypeError(f"dtype must be one of {offered}, got {dtype}")
+        if name == "__metadata__":
+            raise FormatError(f"{f.path}: a tensor named '__metadata__', which safetensors keeps for itself")
+        end = position + f[name].n_elements * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": f[name].shape, "data_offsets": (position, end)}
+        position = end
+    try:
+        header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        bad = error.object[max(error.start - 20, 0) : error.end]
+        raise FormatError(f"{f.path}: a name or key that is not UTF-8, which safetensors needs: …{bad!a}") from None
+    header += b" " * (-len(header) % 8)  # so that the data is aligned
+    if len(header) > MAX_HEADER_SIZE:
+        raise FormatError(
+            f"{f.path}: the header takes {len(header)} bytes, safetensors' limit is {MAX_HEADER_SIZE}; "
+            "pass less metadata"
+        )
+    return header
+
+
+def _encode_metadata(metadata: Metadata, converted: bool) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    types: dict[str, str] = {}
+    for key in metadata:
+        if key.startswith(_NOT_CARRIED) or (converted and key in _OF_STORAGE):
+            continue
+        typed = metadata.typed(key)
+        value = typed.value
+        if typed.type is ValueType.STRING and _is_text(value):
+            texts[key] = value
+            continue
+        if typed.element_type is None:
+            types[key] = typed.type.name
+        else:
+            types[key] = f"{typed.element_type.name}[]"
+            value = value.tolist() if isinstance(value, np.ndarray) else list(value)
+        # ASCII: inside JSON, bytes that are not UTF-8 have a form that the text around it can hold.
+        texts[key] = json.dumps(value)
+    if types:
+        texts[TYPES_KEY] = json.dumps(types)
+    return {"format": "pt"} | texts
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def to_gguf(
+    safetensors: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    dtype: npt.DTypeLike | None = None,
+    names: Names = None,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write a safetensors file's tensors as a GGUF file of plain types, one tensor in memory at a time.
+
+    Parameters
+    ----------
+    safetensors : path-like
+        The source.
+    path : path-like
+        The file to make or to replace.
+    dtype : {float32, float16, bfloat16, float64}, optional
+        What floats become; by default all keep their dtype, as integers do.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.  They are not renamed.
+    metadata : mapping, optional
+        Beside, and before, the source's own: values as `mmgguf.write` takes them.  The source's own are what
+        `save_file` wrote, or else strings.
+    progress : callable, optional
+        Called with (bytes done, bytes in all).
+
+    Raises
+    ------
+    GGUFError
+        The source is not valid; a name is missing; a tensor's dtype, name or shape is one that GGUF cannot hold.
+    TypeError
+        A dtype that is not offered.
+    MissingExtraError
+        The package safetensors is not installed.
+    OSError
+        What the operating system refuses.
+    """
+    target = None if dtype is None else np.dtype(dtype)
+    if target is not None and _NAMES.get(target) not in _FLOATS:
+        raise TypeError(f"dtype must be one of float32, float16, bfloat16, float64, got {target}")
+    where = os.fspath(safetensors)
+    with _reading(where) as file:
+        known = dict.fromkeys(file.offset_keys() if hasattr(file, "offset_keys") else file.keys())
+        parts = {name: file.get_slice(name) for name in match(known, names, where)}
+        shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+        types = {name: _ggml_type(part.get_dtype(), target, f"{where}: {name}") for name, part in parts.items()}
+        total = sum(math.prod(shapes[name]) * LAYOUTS[types[name]].type_size for name in parts)
+        done = 0
+
+        def load(name: str) -> npt.NDArray[Any]:
+            nonlocal done
+            if progress is not None:
+                progress(done, total)
+            array: npt.NDArray[Any] = file.get_tensor(name).astype(LAYOUTS[types[name]].dtype, copy=False)
+            done += array.nbytes
+            return array
+
+        pairs = dict(metadata or {})
+        for key, value in _decode_metadata(file.metadata() or {}, where).items():
+            pairs.setdefault(key, value)
+        tensors = {name: TypedTensor(partial(load, name), types[name], shapes[name]) for name in parts}
+        try:
+            write(path, pairs, tensors)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, GGUFError):
+                raise
+            raise FormatError(f"{where}: {error}") from error
+        if progress is not None:
+            progress(total, total)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[Any]:
+    """The file opened by the package safetensors, whose own errors become ours."""
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ModuleNotFoundError as error:
+        if error.name != "safetensors":
+            raise
+        raise MissingExtraError("safetensors", "safetensors") from None
+    os.close(open_descriptor(path))  # says more than the package does where this fails
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except SafetensorError as error:
+        raise FormatError(f"{path}: not a valid safetensors file: {error}") from None
+
+
+def _ggml_type(stored: str, target: np.dtype[Any] | None, where: str) -> GGMLType:
+    if stored not in _GGML_TYPES:
+        raise UnknownTypeError(f"{where}: no ggml type holds {stored}")
+    return _GGML_TYPES[stored if target is None or stored not in _FLOATS else _NAMES[target]]
+
+
+def _decode_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    key = TYPES_KEY
+    try:
+        types = dict(json.loads(texts.get(TYPES_KEY, "{}")))
+        for key, text in texts.items():
+            if key in types:
+                pairs[key] = _decode_value(types[key], text)
+            elif key not in (TYPES_KEY, "format"):
+                pairs[key] = text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{where}: metadata {key!r:.100}: not what {TYPES_KEY} says: {error!r:.100}") from None
+    return pairs
+
+
+def _decode_value(type_: str, text: str) -> TypedValue:
+    element = type_.removesuffix("[]")
+    if element == type_:
+        return TypedValue(json.loads(text), ValueType[type_])
+    return TypedValue(json.loads(text), ValueType.ARRAY, ValueType[element])

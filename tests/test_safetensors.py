@@ -1,0 +1,274 @@
+"""`mmgguf.safetensors`: what it writes, as the package safetensors reads it, and the way back."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import mmgguf
+from mmgguf.blocks import LAYOUTS
+from mmgguf.constants import GGMLType, ValueType
+from mmgguf.safetensors import TYPES_KEY, save_file, to_gguf
+
+from . import cases
+from .conftest import skip_unless_ci
+
+try:
+    import safetensors
+    import safetensors.numpy
+except ModuleNotFoundError:
+    try:
+        skip_unless_ci("safetensors is not installed")
+    except pytest.skip.Exception as skip:
+        pytest.skip(str(skip), allow_module_level=True)
+
+EVERYTHING = ["empty", "all-types", "all-types-big", "dimensions", "zero-size", "zero-rows", "no-dimensions"]
+METADATA = ["empty", "scalars", "strings", "arrays", "empty-arrays", "vocabulary", "arrays-big", "keys"]
+
+
+def file_of(case: cases.Case, tmp_path: Path) -> Path:
+    path = tmp_path / f"{case.id}.gguf"
+    path.write_bytes(case.encoded())
+    return path
+
+
+@pytest.fixture
+def all_types(tmp_path: Path) -> Path:
+    return file_of(cases.BY_ID["all-types"], tmp_path)
+
+
+def handmade(path: Path, tensors: dict[str, tuple[str, list[int], bytes]], **metadata: str) -> Path:
+    """A safetensors file, written here."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    data = b""
+    for name, (dtype, shape, raw) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def assert_bits(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    assert actual.tobytes() == expected.tobytes()
+
+
+def typed(metadata: mmgguf.Metadata) -> dict[str, Any]:
+    """Everything that a metadata value is, comparable also where it is an array."""
+    found = {}
+    for key in metadata:
+        value = metadata.typed(key)
+        content = list(value.value) if value.element_type is not None else value.value
+        found[key] = repr((value.type, value.element_type, content))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", np.float16, ml_dtypes.bfloat16, "float64"])
+@pytest.mark.parametrize("case_id", EVERYTHING)
+def test_the_package_reads_the_file_s_numbers(case_id: str, dtype: Any, tmp_path: Path) -> None:
+    path, target = file_of(cases.BY_ID[case_id], tmp_path), tmp_path / "x.safetensors"
+    save_file(path, target, dtype)
+    expected = mmgguf.load_file(path, dtype)
+    found = safetensors.numpy.load_file(target)
+    assert set(found) == set(expected)
+    for name, array in found.items():
+        assert_bits(array, expected[name])
+
+
+def test_every_tensor_is_aligned(all_types: Path, tmp_path: Path) -> None:
+    save_file(all_types, tmp_path / "x.safetensors")
+    raw = (tmp_path / "x.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    sizes = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            assert (8 + length + entry["data_offsets"][0]) % sizes[entry["dtype"]] == 0
+
+
+@pytest.mark.parametrize("case_id", METADATA)
+def test_metadata_survives_the_way_there_and_back(case_id: str, tmp_path: Path) -> None:
+    path = file_of(cases.BY_ID[case_id], tmp_path)
+    save_file(path, tmp_path / "x.safetensors")
+    to_gguf(tmp_path / "x.safetensors", tmp_path / "back.gguf")
+    with mmgguf.open(path) as before, mmgguf.open(tmp_path / "back.gguf") as after:
+        assert typed(after.metadata) == typed(before.metadata)
+
+
+def test_strings_are_plain_text_for_others(tmp_path: Path) -> None:
+    mmgguf.write(tmp_path / "x.gguf", {"general.name": "Naïve", "n": np.uint32(3), "tokens": ["a", "b"]}, {})
+    save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors")
+    with safetensors.safe_open(tmp_path / "x.safetensors", "np") as file:
+        types = json.dumps({"n": "UINT32", "tokens": "STRING[]"})
+        expected = {"format": "pt", "general.name": "Naïve", "n": "3", "tokens": '["a", "b"]', TYPES_KEY: types}
+        assert file.metadata() == expected
+
+
+def test_keys_that_would_be_false_are_left_out(tmp_path: Path) -> None:
+    metadata = {"general.file_type": 2, "general.quantization_version": 2, "split.no": 0, "general.alignment": 64}
+    blocks = mmgguf.TypedTensor(cases.random_tensor(GGMLType.Q4_0, (1,)).blocks, GGMLType.Q4_0)
+    mmgguf.write(tmp_path / "x.gguf", metadata, {"w": blocks, "v": np.zeros(3, "f4")}, alignment=64)
+    for names, kept in (("w", set()), ("v", {"general.file_type", "general.quantization_version"})):
+        save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors", names=names)
+        to_gguf(tmp_path / "x.safetensors", tmp_path / "back.gguf")
+        with mmgguf.open(tmp_path / "back.gguf") as f:
+            assert set(f.metadata) == kept
+
+
+def test_metadata_of_one_s_own(all_types: Path, tmp_path: Path) -> None:
+    save_file(all_types, tmp_path / "x.safetensors", metadata={"a": "1"})
+    with safetensors.safe_open(tmp_path / "x.safetensors", "np") as file:
+        assert file.metadata() == {"a": "1"}
+    to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf", metadata={"a": np.int8(2), "b": True})
+    with mmgguf.open(tmp_path / "x.gguf") as f:
+        assert dict(f.metadata) == {"a": 2, "b": True}
+
+
+def test_plain_types_come_back_as_they_were(all_types: Path, tmp_path: Path) -> None:
+    names = [f"blk.0.{kind}.weight" for kind in ("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8")]
+    save_file(all_types, tmp_path / "x.safetensors", names=names)
+    to_gguf(tmp_path / "x.safetensors", tmp_path / "back.gguf")
+    with mmgguf.open(tmp_path / "back.gguf") as f:
+        assert set(f) == set(names)
+        for name in names:
+            assert f[name].type is cases.BY_ID["all-types"].tensors[name].type
+            assert_bits(f[name].data, cases.BY_ID["all-types"].tensors[name].blocks)
+
+
+def test_a_file_of_the_package_becomes_gguf(tmp_path: Path) -> None:
+    arrays = {
+        "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "a": np.arange(4).astype(ml_dtypes.bfloat16),
+        "c": np.array(7, np.int64),
+        "none": np.zeros((0, 3), np.float16),
+    }
+    safetensors.numpy.save_file(arrays, tmp_path / "x.safetensors", {"general.architecture": "tiny", "format": "pt"})
+    calls: list[tuple[int, int]] = []
+    to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf", progress=lambda *call: calls.append(call))
+    found = mmgguf.load_file(tmp_path / "x.gguf")
+    assert set(found) == set(arrays)
+    for name, array in arrays.items():
+        assert_bits(found[name], array)
+    assert calls[0] == (0, 40)
+    assert calls[-1] == (40, 40)
+    assert calls == sorted(calls)
+    with mmgguf.open(tmp_path / "x.gguf") as f:
+        assert dict(f.metadata) == {"general.architecture": "tiny"}
+    to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf", "float16", names=["a", "[bc]"])
+    found = mmgguf.load_file(tmp_path / "x.gguf")
+    assert {name: array.dtype.name for name, array in found.items()} == {"a": "float16", "b": "float16", "c": "int64"}
+
+
+LONG = "n" * 65
+REFUSED = {
+    "dtype": (mmgguf.UnknownTypeError, "x.safetensors: w: no ggml type holds U8", {"w": ("U8", [1], b"x")}, {}),
+    "name": (mmgguf.FormatError, "65 bytes, the specification's limit", {LONG: ("I8", [1], b"x")}, {}),
+    "dimensions": (mmgguf.FormatError, "x.safetensors: w: 5 dimensions", {"w": ("I8", [1] * 5, b"x")}, {}),
+    "types": (mmgguf.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "[1"}),
+    "types too deep": (mmgguf.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "[" * 100_000}),
+    "types no object": (mmgguf.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "3"}),
+    "type": (mmgguf.FormatError, "metadata 'a'", {}, {"a": "1", TYPES_KEY: '{"a": "UINT7"}'}),
+    "type no text": (mmgguf.FormatError, "metadata 'a'", {}, {"a": "1", TYPES_KEY: '{"a": 3}'}),
+    "value": (mmgguf.FormatError, "metadata 'a'", {}, {"a": "x", TYPES_KEY: '{"a": "UINT8"}'}),
+    "range": (mmgguf.FormatError, "metadata 'a'", {}, {"a": "256", TYPES_KEY: '{"a": "UINT8"}'}),
+    "array": (mmgguf.FormatError, "metadata 'a'", {}, {"a": "[1]", TYPES_KEY: '{"a": "ARRAY"}'}),
+}
+
+
+@pytest.mark.parametrize(("error", "message", "tensors", "metadata"), REFUSED.values(), ids=list(REFUSED))
+def test_what_gguf_cannot_hold_is_refused(
+    error: type[Exception], message: str, tensors: Any, metadata: Any, tmp_path: Path
+) -> None:
+    path = handmade(tmp_path / "x.safetensors", tensors, **metadata)
+    with pytest.raises(error) as caught:
+        to_gguf(path, tmp_path / "x.gguf")
+    assert message in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_broken_safetensors_file_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(mmgguf.FormatError, match=r"x\.safetensors: not a valid safetensors file: "):
+        to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf")
+    with pytest.raises(FileNotFoundError) as caught:
+        to_gguf(tmp_path / "nothing.safetensors", tmp_path / "x.gguf")
+    assert caught.value.filename == str(tmp_path / "nothing.safetensors")
+    with pytest.raises(mmgguf.NameNotFoundError, match="no tensor 'w'"):
+        to_gguf(handmade(tmp_path / "y.safetensors", {}), tmp_path / "x.gguf", names="w")
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (cases.BY_ID["undecodable-name"], "not UTF-8"),
+        (cases.BY_ID["undecodable-key"], "not UTF-8"),
+        (cases.Case("x", {}, {"__metadata__": cases.random_tensor(GGMLType.F32, (1,))}), "'__metadata__'"),
+    ],
+    ids=["name", "key", "reserved"],
+)
+def test_what_safetensors_cannot_hold_is_refused(case: cases.Case, message: str, tmp_path: Path) -> None:
+    path = file_of(case, tmp_path)
+    with pytest.raises(mmgguf.FormatError, match=message):
+        save_file(path, tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_too_large_a_header_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmgguf.safetensors.MAX_HEADER_SIZE", 1000)
+    mmgguf.write(tmp_path / "x.gguf", {"a": "x" * 1000}, {})
+    with pytest.raises(mmgguf.FormatError, match="safetensors' limit is 1000; pass less metadata"):
+        save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors")
+    save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors", metadata={})
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float128", np.complex64, "uint8"])
+def test_other_dtypes_are_refused(dtype: Any, all_types: Path, tmp_path: Path) -> None:
+    path = handmade(tmp_path / "x.safetensors", {})
+    for function, source, target in ((save_file, all_types, "y.safetensors"), (to_gguf, path, "y.gguf")):
+        with pytest.raises(TypeError, match="dtype must be one of float32, float16, bfloat16, float64"):
+            function(source, tmp_path / target, dtype)
+        assert not (tmp_path / target).exists()
+
+
+def test_a_failure_leaves_the_old_file(all_types: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.safetensors"
+    target.write_bytes(b"old")
+
+    def progress(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_file(all_types, target, progress=progress)
+    assert target.read_bytes() == b"old"
+    assert {entry.name for entry in tmp_path.iterdir()} == {all_types.name, target.name}
+
+
+def test_memory_does_not_grow_with_the_tensors(tmp_path: Path) -> None:
+    shape = (3000, 128)  # blocks: 47 MiB as float32
+    blocks = np.zeros(shape, LAYOUTS[GGMLType.Q8_0].dtype)
+    mmgguf.write(tmp_path / "x.gguf", {}, {"w": mmgguf.TypedTensor(blocks, GGMLType.Q8_0)})
+    del blocks
+    with mmgguf.open(tmp_path / "x.gguf") as f:
+        f["w"].dequantize()  # whatever the first call makes
+        tracemalloc.start()
+        save_file(f, tmp_path / "x.safetensors")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (tmp_path / "x.safetensors").stat().st_size > 46 << 20
+    assert peak < 20 << 20
+
+
+def test_the_metadata_s_types_are_those_of_the_enumeration(tmp_path: Path) -> None:
+    # Pinned: files that were written must stay readable.
+    save_file(file_of(cases.BY_ID["arrays"], tmp_path), tmp_path / "x.safetensors")
+    with safetensors.safe_open(tmp_path / "x.safetensors", "np") as file:
+        names = set(json.loads(file.metadata()[TYPES_KEY]).values())
+    assert names == {f"{type_.name}[]" for type_ in ValueType if type_ is not ValueType.ARRAY}
