@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+from .check import Finding, verify
 from .constants import FileType, GGMLType, ValueType
+from .contents import Difference, Digests, compare, digest
 from .dequant import dequantize
 from .errors import (
     ClosedError,
@@ -39,9 +41,12 @@ __version__ = "0.1.0"
 __all__ = [
     "BufferedSeeker",
     "ClosedError",
+    "Difference",
+    "Digests",
     "DuplicateKeyError",
     "FileChangedError",
     "FileType",
+    "Finding",
     "FormatError",
     "GGMLType",
     "GGUFError",
@@ -62,9 +67,12 @@ __all__ = [
     "UnknownTypeError",
     "ValueType",
     "VersionError",
+    "compare",
     "dequantize",
+    "digest",
     "load_file",
     "open",
     "read_header",
+    "verify",
     "write",
 ]

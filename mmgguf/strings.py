@@ -17,6 +17,7 @@ lengths, which need not hold an aligned zero word, and is walked by hand.
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import operator
 import struct
@@ -285,6 +286,13 @@ class StringArray(Sequence[str]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
+
+    def encoded(self) -> builtins.bytes:
+        """The lengths and strings as a little-endian file of version 2 or 3 stores them."""
+        if self._chain.byte_order == "little" and self._chain.width == 8:
+            return self._data.tobytes()
+        strings = map(encode, self)
+        return b"".join(len(raw).to_bytes(8, "little") + raw for raw in strings)
 
     def _index(self) -> npt.NDArray[Any]:
         """Where each string's length begins, and at the end where the last string ends: count + 1 offsets."""
