@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -25,6 +24,7 @@ from ..blocks import LAYOUTS, Layout, layout_of
 from ..constants import GGMLType
 from ..errors import MissingExtraError, UnknownTypeError
 from .halves import from_half, to_half
+from .threads import spread
 
 __all__ = ["BACKENDS", "DTYPES", "Backend", "dequantize", "get_backend"]
 
@@ -245,17 +245,28 @@ def _run(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int | No
     if threads is None:
         parts = out.size // _PER_THREAD
         threads = min(_cores(), parts) if parts > 1 else 1
-    jobs = [job for pair in _as_rows(stored, out) for job in _jobs(plan, *pair, threads)]
     stream = out.nbytes >= _STREAM_FROM
+    if plan.direct_chunk is None and plan.compute is not None and _is_direct(plan, stored, out):
+        _run_whole(plan.compute, stored.reshape(-1), out.reshape(-1, plan.layout.block_size), threads, stream)
+        return
+    jobs = [job for pair in _as_rows(stored, out) for job in _jobs(plan, *pair, threads)]
     if threads == 1 or len(jobs) == 1:
         _work(plan, jobs, stream)
         return
     # More shares than threads: a core that somebody else keeps busy does not hold up the rest.
     size = -(-len(jobs) // (4 * threads))
     shares = [jobs[i : i + size] for i in range(0, len(jobs), size)]
-    with ThreadPoolExecutor(threads, "mmgguf-dequantize") as pool:
-        for _ in pool.map(lambda share: _work(plan, share, stream), shares):
-            pass
+    spread(lambda share: _work(plan, share, stream), shares, threads)
+
+
+def _run_whole(compute: _Compute, blocks: NDArray[Any], out: NDArray[Any], threads: int, stream: bool) -> None:
+    """A compiled kernel on contiguous memory.  It is done so fast that the way to it must be short."""
+    step = -(-blocks.size // (4 * threads)) if threads > 1 else blocks.size
+
+    def work(start: int) -> None:
+        compute(blocks[start : start + step], out[start : start + step], stream)
+
+    spread(work, range(0, blocks.size, step), threads)
 
 
 def _cores() -> int:

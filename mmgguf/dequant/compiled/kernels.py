@@ -50,7 +50,7 @@ from .vectors import (
     widen,
 )
 
-__all__ = ["SOURCES"]
+__all__ = ["SOURCES", "address_of"]
 
 #: The kernels as plain Python functions ``(at, out, count)``, to be compiled.
 SOURCES: Final[dict[GGMLType, Callable[[int, Any, int], None]]] = {}
@@ -62,6 +62,11 @@ def _kernel(type_: GGMLType) -> Callable[[Callable[..., None]], Callable[..., No
         return function
 
     return register
+
+
+def address_of(array: Any) -> Any:
+    """Where an array's data begin, as an integer."""
+    return address(array)
 
 
 # Tables and constants.  numba freezes globals: arrays become data of the compiled code, float32 scalars stay

@@ -1,0 +1,107 @@
+"""Spreading parts of work over threads that stay."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mmgguf.dequant import threads
+from mmgguf.dequant.threads import spread
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 100])
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+def test_each_part_is_done_once(count: int, n_threads: int) -> None:
+    done: list[int] = []
+    spread(done.append, range(count), n_threads)
+    assert sorted(done) == list(range(count))
+
+
+def test_as_many_threads_as_asked_for_and_the_caller_is_one() -> None:
+    together = threading.Barrier(3, timeout=30)
+    seen: set[int] = set()
+
+    def work(part: int) -> None:
+        together.wait()  # passes only if three threads work at a time
+        seen.add(threading.get_ident())
+
+    spread(work, range(3), 3)
+    assert len(seen) == 3
+    assert threading.get_ident() in seen
+
+
+def test_one_thread_is_the_caller() -> None:
+    seen: set[int] = set()
+    spread(lambda part: seen.add(threading.get_ident()), range(10), 1)
+    assert seen == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("in_caller", [True, False])
+def test_an_exception_ends_the_work(in_caller: bool) -> None:
+    caller = threading.get_ident()
+    both = threading.Barrier(2, timeout=30)
+    running: set[int] = set()
+    begun: list[int] = []
+
+    def work(part: int) -> None:
+        begun.append(part)
+        if part > 1:
+            return
+        both.wait()
+        if (threading.get_ident() == caller) == in_caller:
+            raise IndexError(part)  # not to be taken for the end of the parts
+        running.add(part)
+        time.sleep(0.05)
+        running.discard(part)
+
+    with pytest.raises(IndexError):
+        spread(work, range(1000), 2)
+    # Whoever was still at work has finished, and hardly anything was begun after the failure.
+    assert not running
+    assert len(begun) < 1000
+
+
+def test_many_callers_at_once() -> None:
+    sums = [0] * 40
+
+    def caller(index: int) -> None:
+        done: list[int] = []
+        spread(done.append, range(50), 4)
+        sums[index] = sum(done)
+
+    with ThreadPoolExecutor(40) as pool:
+        list(pool.map(caller, range(40)))
+    assert sums == [sum(range(50))] * 40
+
+
+def test_work_within_work() -> None:
+    done: list[tuple[int, int]] = []
+    spread(lambda i: spread(lambda j: done.append((i, j)), range(5), 3), range(50), 3)
+    assert sorted(done) == [(i, j) for i in range(50) for j in range(5)]
+
+
+def test_where_no_thread_can_be_had_the_caller_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    monkeypatch.setattr(threads, "_pool", pool)
+    done: list[int] = []
+    spread(done.append, range(10), 4)
+    assert done == list(range(10))
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no fork here")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    spread(lambda part: None, range(2), 2)
+    assert threads._pool is not None
+    pool, lock = threads._pool, threads._lock
+    try:
+        threads._forget()  # what the child of a fork calls
+        assert threads._pool is None
+        test_as_many_threads_as_asked_for_and_the_caller_is_one()
+        assert threads._pool is not pool
+    finally:
+        threads._pool, threads._lock = pool, lock
