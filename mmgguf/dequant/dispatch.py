@@ -206,13 +206,15 @@ def _check_out(out: NDArray[Any], shape: tuple[int, ...], target: np.dtype[Any],
 @cache
 def _plan(type_: GGMLType, target: np.dtype[Any], backend: Backend) -> _Plan:
     layout = LAYOUTS[type_]
-    if layout.is_plain:
-        function = _PLAIN_KERNELS.get((layout.dtype, target))
-        return _Plan(layout, function and _without_stream(function), target, _PLAIN, _PLAIN)
     if backend == "numba":
         compiled = _compiled()
         assert compiled is not None
-        return _Plan(layout, _from_bytes(compiled.KERNELS[type_], layout), target, _SCRATCH, None)
+        # Every block type, and the plain ones that the kernels convert faster than numpy.
+        if type_ in compiled.KERNELS:
+            return _Plan(layout, _from_bytes(compiled.KERNELS[type_], layout), target, _SCRATCH, None)
+    if layout.is_plain:
+        function = _PLAIN_KERNELS.get((layout.dtype, target))
+        return _Plan(layout, function and _without_stream(function), target, _PLAIN, _PLAIN)
     from . import iquants, kquants, simple  # noqa: F401  # they register their kernels
     from .registry import KERNELS
 
