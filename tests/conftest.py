@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,6 +10,10 @@ import pytest
 import mmgguf
 
 from . import models
+
+# Worker processes import the test modules by name. At the end, so that an installed mmgguf still comes before the
+# folder mmgguf/.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -136,8 +136,8 @@ def test_a_dask_cluster(path: Path) -> None:
     ):
         expected = {name: checksum(tensor) for name, tensor in f.items()}
         futures = client.map(checksum, list(f.values()), pure=False)
-        assert dict(zip(f, client.gather(futures), strict=True)) == expected
-        assert client.submit(checksums, f, pure=False).result() == expected
+        assert dict(zip(f, [future.result(timeout=60) for future in futures], strict=True)) == expected
+        assert client.submit(checksums, f, pure=False).result(timeout=60) == expected
 
 
 def test_a_torch_data_loader(path: Path) -> None:
