@@ -62,7 +62,7 @@ class Chain:
         self.prefix = struct.Struct((">" if byte_order == "big" else "<") + ("Q" if width == 8 else "I"))
         self.unpack_from = self.prefix.unpack_from
 
-    def walk(self, window: UInt8Array, count: int, starts: list[npt.NDArray[np.int64]] | None) -> tuple[int, int]:
+    def walk(self, window: UInt8Array, count: int, starts: list[npt.NDArray[np.uint32]] | None) -> tuple[int, int]:
         """Follow the chain from the first byte of a window.
 
         Parameters
@@ -72,7 +72,7 @@ class Chain:
         count : int
             How many strings there are at most.
         starts : list, optional
-            Gets arrays of int64: where, in this window, the lengths of the strings begin.
+            Gets arrays of uint32: where, in this window, the lengths of the strings begin.
 
         Returns
         -------
@@ -105,43 +105,47 @@ class Chain:
                 position = int(ends[index - 1])
             else:
                 if starts is not None:
-                    starts.append(np.array([position], np.int64))
+                    starts.append(np.array([position], np.uint32))
                 found += 1
                 position += 8 + self.unpack_from(window.data, position)[0]
                 index = int(proposed.searchsorted(position)) if position <= limit else 0
         return found, position
 
-    def _propose(self, window: UInt8Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _propose(self, window: UInt8Array) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
         """Where strings shorter than 256 bytes might begin and end, ascending."""
+        # In 32 bits throughout: half the memory traffic, and no operation that mixes widths, which numpy runs slowly.
         big = self.byte_order == "big"
         words = window[: len(window) & ~3].view(">u4" if big else "<u4")
         # The neighbours on both sides are looked at too, so the first and the last word cannot be the zero.
         zeros = np.flatnonzero(words[1:-1] == 0)
-        before, after = words[zeros], words[zeros + 2]
+        before, after = words.take(zeros), words[2:].take(zeros)
         if big:
             before, after = after.astype(np.uint32), before.astype(np.uint32)
         # Which byte of its word the length is: the highest that is not zero.
-        shift = (before > 0xFF).view(np.uint8)
-        shift = shift + (before > 0xFFFF).view(np.uint8)
-        shift += (before > 0xFFFFFF).view(np.uint8)
-        zeros <<= 2
+        byte = (before > 0xFF).view(np.uint8)
+        byte = byte + (before > 0xFFFF).view(np.uint8)
+        byte += (before > 0xFFFFFF).view(np.uint8)
+        shift = byte.astype(np.uint32)
+        starts = zeros.astype(np.uint32)
+        starts <<= 2
         if big:
-            zeros += 4
-            zeros -= shift
+            starts += 4
+            starts -= shift
         else:
-            zeros += shift
+            starts += shift
         shift <<= 3
-        ends = zeros + (before >> shift)
-        ends += 8
+        before >>= shift
+        before += starts
+        before += 8
         # `shift` bits of the word on the other side belong to the length as well, and have to be zero.
-        rest = after << (32 - shift)  # nothing where `shift` is 0
-        if rest.any():
-            exact = rest == 0
-            zeros, ends = zeros[exact], ends[exact]
-        return zeros, ends
+        after <<= np.subtract(32, shift, out=shift)  # nothing where `shift` was 0
+        if after.max(initial=0):
+            exact = after == 0
+            return starts[exact], before[exact]
+        return starts, before
 
     def _step(
-        self, window: UInt8Array, position: int, count: int, starts: list[npt.NDArray[np.int64]] | None
+        self, window: UInt8Array, position: int, count: int, starts: list[npt.NDArray[np.uint32]] | None
     ) -> tuple[int, int]:
         """`walk`, one string at a time."""
         data, unpack_from, width = window.tobytes(), self.unpack_from, self.width
@@ -151,7 +155,7 @@ class Chain:
             found.append(position)
             position += width + unpack_from(data, position)[0]
         if starts is not None:
-            starts.append(np.array(found, np.int64))
+            starts.append(np.array(found, np.uint32))
         return len(found), position
 
 
@@ -301,13 +305,13 @@ class StringArray(Sequence[str]):
             offsets = np.empty(self._count + 1, np.uint32 if len(data) < 1 << 32 else np.uint64)
             position = done = 0
             while done < self._count:
-                starts: list[npt.NDArray[np.int64]] = []
+                starts: list[npt.NDArray[np.uint32]] = []
                 window = data[position : position + WINDOW].copy()  # aligned
                 found, end = self._chain.walk(window, self._count - done, starts)
                 if not found or position + end > len(data):
                     break
                 for part in starts:
-                    np.add(part, position, out=offsets[done : done + len(part)], casting="unsafe")
+                    np.add(part, position, out=offsets[done : done + len(part)], dtype=offsets.dtype, casting="unsafe")
                     done += len(part)
                 position += end
             if done < self._count or position != len(data):
