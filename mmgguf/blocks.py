@@ -19,7 +19,7 @@ import numpy as np
 
 from .constants import GGMLType
 
-__all__ = ["LAYOUTS", "ByteOrder", "Layout", "layout_of"]
+__all__ = ["LAYOUTS", "ByteOrder", "Layout", "layout_of", "stored_form"]
 
 ByteOrder = Literal["little", "big"]
 
@@ -129,3 +129,10 @@ _BY_ID: Final[dict[int, Layout]] = {int(type_): layout for type_, layout in LAYO
 def layout_of(type_id: int) -> Layout | None:
     """The layout of a ggml type, or None for an id that ggml never had, or has removed."""
     return _BY_ID.get(type_id)
+
+
+@cache
+def stored_form(type_id: int, byte_order: ByteOrder) -> tuple[int, np.dtype[Any]] | None:
+    """Elements per item of a stored array, and the item's dtype; None for an id that is not a ggml type."""
+    layout = layout_of(type_id)
+    return None if layout is None else (layout.block_size, layout.stored(byte_order))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .blocks import ByteOrder, layout_of
 from .constants import FileType
 from .errors import ClosedError, FileChangedError, GGUFError, NameNotFoundError, SplitError, shown
-from .header import Header, TensorInfo, parse_header
+from .header import Header, parse_header
 from .memory import (
     Access,
     Backend,
@@ -84,22 +84,24 @@ class GGUFFile(Mapping[str, Tensor]):
         self._access: Access = access
         self._lock = lock
         self.metadata: Metadata = shards[0].header.metadata
-        self._where: dict[str, tuple[TensorInfo, Shard]] = {
-            name: (info, shard) for shard in shards for name, info in shard.header.tensors.items()
-        }
+        # Which shard has a tensor.  Its info comes from there, and is made when it is asked for.
+        self._where: dict[str, Shard] = {}
+        for shard in shards:
+            self._where.update(dict.fromkeys(shard.header.tensors, shard))
         self._closed = False
 
     # The mapping.
 
     def __getitem__(self, name: str) -> Tensor:
         try:
-            info, shard = self._where[name]
+            shard = self._where[name]
         except KeyError:
             self._require_open()
             raise NameNotFoundError(f"{self.path}: no tensor {shown(str(name), quoted=True)}") from None
         if self._closed:
             self._require_open()
-        return Tensor(info, shard.file, shard.header.data_offset, shard.header.byte_order)
+        header = shard.header
+        return Tensor(header.tensors[name], shard.file, header.data_offset, header.byte_order)
 
     def __iter__(self) -> Iterator[str]:
         self._require_open()
@@ -172,7 +174,7 @@ class GGUFFile(Mapping[str, Tensor]):
     def parameter_count(self) -> int:
         """Number of elements of all tensors together."""
         self._require_open()
-        return sum(info.n_elements for info, _ in self._where.values())
+        return sum(info.n_elements for shard in self.shards for info in shard.header.tensors.values())
 
     @property
     def layers(self) -> dict[str, dict[str, Tensor]]:

@@ -35,10 +35,11 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
+
+import numpy as np
 
 from .blocks import LAYOUTS, ByteOrder, Layout, layout_of
 from .constants import (
@@ -73,6 +74,11 @@ _READABLE: Final = "versions 1, 2 and 3 can be read"
 _GGML_TYPES: Final[dict[int, GGMLType]] = {int(t): t for t in GGMLType}
 #: Block size and type size by id.
 _SIZES: Final[dict[int, tuple[int, int]]] = {int(t): (row.block_size, row.type_size) for t, row in LAYOUTS.items()}
+#: The same as tables for numpy, by id; 0 where there is no such type.
+_BLOCK_SIZES: Final = np.zeros(max(_SIZES) + 1, np.int64)
+_TYPE_SIZES: Final = np.zeros(max(_SIZES) + 1, np.int64)
+for _id, _row in _SIZES.items():
+    _BLOCK_SIZES[_id], _TYPE_SIZES[_id] = _row
 _VALUE_TYPES: Final[dict[int, ValueType]] = {int(t): t for t in ValueType}
 
 
@@ -112,10 +118,12 @@ class TensorInfo:
         """The layout of its blocks; raises `UnknownTypeError` for an unknown ggml type."""
         layout = layout_of(self.type)
         if layout is None:
-            raise UnknownTypeError(
-                f"{shown(self.name)}: unknown ggml type {int(self.type)}; a newer mmgguf may know it"
-            )
+            raise self.unknown_type()
         return layout
+
+    def unknown_type(self) -> UnknownTypeError:
+        """The error to raise where a layout is needed and the ggml type has none."""
+        return UnknownTypeError(f"{shown(self.name)}: unknown ggml type {int(self.type)}; a newer mmgguf may know it")
 
     @property
     def row_size(self) -> int:
@@ -127,6 +135,46 @@ class TensorInfo:
     def nbytes(self) -> int:
         """Bytes of its data, without padding; raises `UnknownTypeError`."""
         return self.row_size * math.prod(self.ne[1:])
+
+
+class TensorInfos(Mapping[str, TensorInfo]):
+    """The tensor infos of a file by name, in its order; each is made when it is first asked for.
+
+    Making the records takes as long as parsing does, and most programs open a file for some of its tensors.
+
+    Parameters
+    ----------
+    infos : dict
+        By name: the bytes that follow n_dims.  Owned from now on.
+    layouts : list of struct.Struct
+        By n_dims: what these bytes are.
+    """
+
+    __slots__ = ("_infos", "_layouts")
+
+    def __init__(self, infos: dict[str, bytes | TensorInfo], layouts: list[struct.Struct]) -> None:
+        self._infos = infos
+        self._layouts = {layout.size: layout.unpack for layout in layouts}
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        info = self._infos[name]
+        if type(info) is bytes:
+            *ne, type_id, offset = self._layouts[len(info)](info)
+            # Two threads may both come here; their records are equal.
+            info = self._infos[name] = TensorInfo(name, tuple(ne), _GGML_TYPES.get(type_id, type_id), offset)
+        return cast(TensorInfo, info)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +286,11 @@ class _Parser:
         metadata = self.metadata(kv_count)
         alignment = self.alignment(metadata)
         self.infos_start = self.seeker.tell()
-        infos, nbytes = self.tensor_infos(tensor_count)
+        infos, stored, nbytes = self.tensor_infos(tensor_count)
         data_offset = -(-nbytes // alignment) * alignment
-        self.check_data(infos, alignment, data_offset)
-        return Header(self.version, self.byte_order, metadata, MappingProxyType(infos), alignment, data_offset, nbytes)
+        if not self.is_sound(stored, alignment, data_offset):
+            self.check_data(infos, alignment, data_offset)
+        return Header(self.version, self.byte_order, metadata, infos, alignment, data_offset, nbytes)
 
     def size(self, what: str) -> int:
         value: int = self.seeker.unpack(self.size_t, what)[0]
@@ -324,14 +373,16 @@ class _Parser:
             raise FormatError(f"{key}: {alignment} is not a power of two")
         return alignment
 
-    def tensor_infos(self, count: int) -> tuple[dict[str, TensorInfo], int]:
-        """The tensor infos by name, and where in the file they end.
+    def tensor_infos(self, count: int) -> tuple[TensorInfos, list[list[bytes]], int]:
+        """The tensor infos by name, what is stored of them by n_dims, and where in the file they end.
 
         Parsed from what the seeker has buffered, in place: one call per buffer instead of one per field.
         """
-        seeker, size_t, u32, tails = self.seeker, self.size_t.unpack_from, self.u32.unpack_from, self.info_tails
-        width, longest, known_type = self.size_t.size, 4 + tails[-1].size, _GGML_TYPES.get
-        infos: dict[str, TensorInfo] = {}
+        seeker, size_t, u32 = self.seeker, self.size_t.unpack_from, self.u32.unpack_from
+        width, sizes = self.size_t.size, [4 + tail.size for tail in self.info_tails]
+        longest, limit = sizes[-1], seeker.size
+        infos: dict[str, bytes | TensorInfo] = {}
+        stored: list[list[bytes]] = [[] for _ in sizes]
         buffer, position, origin = b"", 0, seeker.tell()
 
         def fetch(needed: int) -> None:
@@ -346,7 +397,7 @@ class _Parser:
             if position + width > len(buffer):
                 fetch(width)
             (length,) = size_t(buffer, position)
-            if length > seeker.size:
+            if length > limit:
                 raise TruncatedError(
                     f"tensor info {number} at byte {origin + position}: name of {length} bytes, "
                     f"file has {seeker.size}: download incomplete?"
@@ -362,20 +413,58 @@ class _Parser:
                 raise FormatError(
                     f"{shown(name)}: {n_dims} dimensions, at most {MAX_DIMS} (tensor info at byte {origin + position})"
                 )
-            tail = tails[n_dims]
-            if end + 4 + tail.size > len(buffer):
-                fetch(width + length + 4 + tail.size)
-                end = width + length
-            *ne, type_id, offset = tail.unpack_from(buffer, end + 4)
+            stop = end + sizes[n_dims]
+            if stop > len(buffer):
+                fetch(width + length + sizes[n_dims])
+                end, stop = width + length, width + length + sizes[n_dims]
             if name in infos:
                 raise FormatError(
                     f"{shown(name)}: two tensors of that name (second tensor info at byte {origin + position})"
                 )
-            infos[name] = TensorInfo(name, tuple(ne), known_type(type_id, type_id), offset)
-            position = end + 4 + tail.size
-        return infos, origin + position
+            infos[name] = info = buffer[end + 4 : stop]
+            stored[n_dims].append(info)
+            position = stop
+        return TensorInfos(infos, self.info_tails), stored, origin + position
 
-    def problem(self, infos: dict[str, TensorInfo], name: str, text: str) -> str:
+    def is_sound(self, stored: list[list[bytes]], alignment: int, data_offset: int) -> bool:
+        """Whether `check_data` will certainly find nothing wrong: all tensors at once, in numpy.
+
+        False also where only numbers of any size could tell.
+        """
+        order, ne = (">" if self.byte_order == "big" else "<"), (4 if self.version == 1 else 8)
+        starts, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for n_dims, infos in enumerate(stored):
+            if not infos:
+                continue
+            fields = [("ne", f"{order}u{ne}", (n_dims,)), ("type", f"{order}u4"), ("offset", f"{order}u8")]
+            table = np.frombuffer(b"".join(infos), fields)
+            types, shapes = table["type"], table["ne"]
+            if types.max() >= len(_BLOCK_SIZES) or table["offset"].max() > self.seeker.size:
+                return False
+            block_size = _BLOCK_SIZES[types]
+            # As floats these cannot overflow, and up to 2**48 they are exact.
+            elements = shapes.prod(axis=1, dtype=np.float64)
+            if elements.max() > 1 << 48 or not elements.all() or not block_size.all():
+                return False
+            if n_dims and (shapes[:, 0] % block_size.astype(np.uint64)).any():
+                return False
+            if not n_dims and (block_size > 1).any():
+                return False
+            starts.append(table["offset"].astype(np.int64))
+            sizes.append(elements.astype(np.int64) // block_size * _TYPE_SIZES[types])
+        start = np.concatenate(starts)
+        by_place = start.argsort()
+        start, end = start[by_place], (start + np.concatenate(sizes))[by_place]
+        return bool(
+            not len(start)
+            or (
+                (start % alignment == 0).all()
+                and (start[1:] >= end[:-1]).all()
+                and end[-1] <= self.seeker.size - data_offset
+            )
+        )
+
+    def problem(self, infos: Mapping[str, TensorInfo], name: str, text: str) -> str:
         """A message about a tensor, with the place of its info: counted again here rather than kept for all."""
         position = self.infos_start
         for info in infos.values():
@@ -384,7 +473,7 @@ class _Parser:
             position += self.size_t.size + len(encode(info.name)) + 4 + self.info_tails[len(info.ne)].size
         return f"{shown(name)}: {text} (tensor info at byte {position})"
 
-    def check_data(self, infos: dict[str, TensorInfo], alignment: int, data_offset: int) -> None:
+    def check_data(self, infos: Mapping[str, TensorInfo], alignment: int, data_offset: int) -> None:
         """Every tensor has whole blocks, is aligned, lies inside the file and overlaps no other."""
         available = max(self.seeker.size - data_offset, 0)
         furthest, in_order = 0, True
@@ -415,7 +504,7 @@ class _Parser:
         if not in_order:
             self.check_overlaps(infos)
 
-    def check_overlaps(self, infos: dict[str, TensorInfo]) -> None:
+    def check_overlaps(self, infos: Mapping[str, TensorInfo]) -> None:
         extents = sorted(
             (info.offset, info.offset + info.nbytes, name)
             for name, info in infos.items()

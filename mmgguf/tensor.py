@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .blocks import ByteOrder, Layout
+from .blocks import ByteOrder, Layout, stored_form
 from .constants import GGMLType
 from .dequant import DTYPES, dequantize
 from .errors import shown
@@ -119,11 +119,14 @@ class Tensor:
             The file was closed, or has another size now.
         """
         info = self.info
-        layout = info.layout
+        form = stored_form(info.type, self.byte_order)
+        if form is None:
+            raise info.unknown_type()
+        block_size, dtype = form
         shape = info.ne[::-1]
-        if not layout.is_plain:
-            shape = (*shape[:-1], shape[-1] // layout.block_size)
-        return self.storage.array(self.data_offset + info.offset, shape, layout.stored(self.byte_order))
+        if block_size > 1:
+            shape = (*shape[:-1], shape[-1] // block_size)
+        return self.storage.array(self.data_offset + info.offset, shape, dtype)
 
     def rows(self, rank: int, world: int) -> npt.NDArray[Any]:
         """The stored form of one rank's share of the slowest axis: a view of the mapped file.
