@@ -128,9 +128,16 @@ def _parse_type(text: str) -> int:
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A key that puts blk.2 before blk.10."""
+    """A key that puts blk.2 before blk.10.
+
+    Numbers are compared as texts, by length first: a name may have more digits than `int` takes.
+    """
+    parts = re.split(r"([0-9]+)", name)
+    # Every second part is a number.
+    numbers = [part.lstrip("0") for part in parts]
     return [
-        (0, int(part), "") if part.isascii() and part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)
+        (0, len(number), number) if i % 2 else (1, 0, part)
+        for i, (part, number) in enumerate(zip(parts, numbers, strict=True))
     ]
 
 
