@@ -17,6 +17,7 @@ from .demo import demo
 from .ls import ls
 from .printing import errors_as_one_line
 from .show import show
+from .verify import compare, verify
 
 __all__ = ["app"]
 
@@ -60,6 +61,8 @@ def _main(
 
 app.command()(ls)
 app.command()(show)
+app.command()(verify)
+app.command()(compare)
 app.command()(demo)
 app.command()(convert)
 app.command()(dequantize)

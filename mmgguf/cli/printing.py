@@ -306,8 +306,8 @@ def _without_surrogates(text: str) -> str:
 
 
 @contextmanager
-def errors_as_one_line() -> Iterator[None]:
-    """What can go wrong with files and pipes becomes one line on the standard error and exit status 1.
+def errors_as_one_line(status: int = 1) -> Iterator[None]:
+    """What can go wrong with files and pipes becomes one line on the standard error and that exit status.
 
     An interrupt becomes exit status 130.  Anything else is a bug of ours, and keeps its traceback.
     """
@@ -323,15 +323,15 @@ def errors_as_one_line() -> Iterator[None]:
         raise typer.Exit(130) from None
     except OSError as error:
         if _output_is_broken() or error.errno == errno.EPIPE:
-            raise _failure(f"the output ended early: {error.strerror or error}") from None
-        raise _failure(_os_message(error)) from None
+            raise _failure(f"the output ended early: {error.strerror or error}", 1) from None
+        raise _failure(_os_message(error), status) from None
     except (GGUFError, MissingExtraError) as error:
-        raise _failure(str(error)) from None
+        raise _failure(str(error), status) from None
 
 
-def _failure(message: str) -> typer.Exit:
+def _failure(message: str, status: int) -> typer.Exit:
     typer.echo(f"mmgguf: {safe(message)}", err=True)
-    return typer.Exit(1)
+    return typer.Exit(status)
 
 
 def _os_message(error: OSError) -> str:

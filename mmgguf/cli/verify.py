@@ -1,0 +1,130 @@
+"""``mmgguf verify`` and ``mmgguf compare``: what is wrong with a file, and how two differ."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import mmgguf
+
+from ..check import Finding, Progress
+from ..contents import Digests
+from .printing import (
+    errors_as_one_line,
+    is_terminal,
+    print_json,
+    print_lines,
+    print_note,
+    print_table,
+)
+
+__all__ = ["compare", "verify"]
+
+#: What scripts can tell a file that is bad from one that could not be looked at by.
+BAD, UNREADABLE = 1, 2
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    data: Annotated[bool, typer.Option("--data", help="Look at every value: NaN and infinity.")] = False,
+    hash_: Annotated[bool, typer.Option("--hash", help="Print a SHA-256 per tensor and one for the whole.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object: findings, and digests with --hash.")] = False,
+) -> None:
+    """Find what is wrong with a file that can be opened.
+
+    The exit status is 0 for no findings or notes only, 1 for warnings or errors, 2 for a file that cannot be read.
+
+    Into a pipe: one line per finding, severity, code, where, byte, message and path separated by tabs; with --hash
+    an empty line and one line per digest, that of the whole first. Digests are of the content: they do not depend on
+    alignment, order, byte order or shards.
+    """
+    digests = None
+    with errors_as_one_line(UNREADABLE):
+        with _progress_bar("checking", data) as progress:
+            findings = mmgguf.verify(file, data=data, progress=progress)
+        if hash_:
+            with _progress_bar("hashing", True) as progress:
+                digests = mmgguf.digest(file, progress=progress)
+    if json:
+        result = {"findings": [asdict(finding) for finding in findings]}
+        print_json(result if digests is None else result | {"digests": asdict(digests)})
+    else:
+        _print_findings(findings)
+        if digests is not None:
+            _print_digests(digests)
+    if any(finding.severity != "note" for finding in findings):
+        raise typer.Exit(BAD)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    b: Annotated[Path, typer.Argument(help="Another.")],
+    json: Annotated[bool, typer.Option("--json", help="A JSON array, one line per difference.")] = False,
+) -> None:
+    """Tell how the metadata and the tensors of two files differ.
+
+    The exit status is 0 if they do not, 1 if they do, 2 if a file cannot be read. Offsets, order, byte order and the
+    distribution over shards do not count.
+
+    Into a pipe: one line per difference, change, kind, name and what exactly separated by tabs.
+    """
+    with errors_as_one_line(UNREADABLE), _progress_bar("comparing", True) as progress:
+        differences = mmgguf.compare(a, b, progress=progress)
+    rows = [(d.change, d.kind, d.name, d.message) for d in differences]
+    if json:
+        print_json([asdict(difference) for difference in differences])
+    elif not is_terminal():
+        print_lines(rows)
+    elif rows:
+        print_table(("change", "kind", "name", "what"), rows, flexible="what")
+    else:
+        print_note("no differences")
+    if differences:
+        raise typer.Exit(BAD)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    rows = [(f.severity, f.code, f.where, "" if f.byte is None else f.byte, f.message) for f in findings]
+    if not is_terminal():
+        print_lines((*row, finding.path) for row, finding in zip(rows, findings, strict=True))
+        return
+    several = len({finding.path for finding in findings}) > 1
+    if several:
+        # Messages of shards need the shard; one file's findings do without.
+        rows = [(*row[:4], f"{row[4]} ({f.path})") for row, f in zip(rows, findings, strict=True)]
+    if rows:
+        print_table(("severity", "code", "where", "byte", "what"), rows, right=("byte",), flexible="what")
+    else:
+        print_note("nothing found")
+
+
+def _print_digests(digests: Digests) -> None:
+    whole = "unknown" if digests.file is None else digests.file
+    rows = [(f"{digests.algorithm}:{whole}", "")]
+    rows += [(f"{digests.algorithm}:{one or 'unknown'}", name) for name, one in digests.tensors.items()]
+    if is_terminal():
+        print_note("")
+        print_table(("digest", "tensor"), [(digest, name or "(the whole)") for digest, name in rows], flexible="tensor")
+    else:
+        print_lines([("",), *rows])
+
+
+@contextmanager
+def _progress_bar(what: str, wanted: bool) -> Iterator[Progress | None]:
+    """A bar on the standard error, where people see it; nothing else."""
+    if not wanted or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
