@@ -45,7 +45,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "mmgguf": mmgguf,
         "path": "model.gguf",
         "buffer": np.empty((4096, 4096), np.float16),
-        "file": open("model.gguf", "rb"),  # noqa: SIM115  # closed by the test
+        "file": open("model.gguf", "rb"),  # closed by the test
         "metadata": metadata,
         "tensors": {"w": np.ones(3, np.float32)},
     }
