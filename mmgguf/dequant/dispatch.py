@@ -255,6 +255,9 @@ def _run(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int | No
     if threads == 1 or len(jobs) == 1:
         _work(plan, jobs, stream)
         return
+    # Costs some milliseconds to import, which `import mmgguf` should not.
+    from concurrent.futures import ThreadPoolExecutor
+
     # More shares than threads: a core that somebody else keeps busy does not hold up the rest.
     size = -(-len(jobs) // (4 * threads))
     shares = [jobs[i : i + size] for i in range(0, len(jobs), size)]
