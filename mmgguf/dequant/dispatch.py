@@ -255,9 +255,6 @@ def _run(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int | No
     if threads == 1 or len(jobs) == 1:
         _work(plan, jobs, stream)
         return
-    # Costs some milliseconds to import, which `import mmgguf` should not.
-    from concurrent.futures import ThreadPoolExecutor
-
     # More shares than threads: a core that somebody else keeps busy does not hold up the rest.
     size = -(-len(jobs) // (4 * threads))
     shares = [jobs[i : i + size] for i in range(0, len(jobs), size)]
@@ -364,9 +361,11 @@ def _work(plan: _Plan, jobs: list[_Job], stream: bool) -> None:
 def _store(values: NDArray[Any], out: NDArray[Any]) -> None:
     """Convert and store; for float16 by the faster way."""
     if out.dtype == _FLOAT16 and values.dtype == _FLOAT32:
-        halves = np.empty(values.shape, _FLOAT16)
-        to_half(values, halves)
-        values = halves
+        contiguous = out if out.flags.c_contiguous else np.empty(out.shape, _FLOAT16)
+        to_half(values, contiguous)
+        if contiguous is out:
+            return
+        values = contiguous
     np.copyto(out, values, casting="unsafe")
 
 
