@@ -1,0 +1,109 @@
+"""Memory and import time, measured in fresh processes, where nothing else has left traces.
+
+Run as ``python -m mmgguf.bench.process``, it does what the lines on its standard input say and answers each with a line
+of JSON: see `Child`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import mmgguf
+
+from .measure import memory_usage
+from .ways import page_sum
+
+__all__ = ["Child", "import_seconds"]
+
+
+def _environment() -> dict[str, str]:
+    """This one's, with the mmgguf that is imported here."""
+    folder = str(Path(mmgguf.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+class Child:
+    """A fresh process that opens a file step by step and says after each what memory it has.
+
+    Steps: ``open PATH BACKEND``, ``touch`` (read a byte of every page of every tensor, and keep the arrays),
+    ``drop`` (let the arrays go), ``release`` (give the pages back to the kernel), ``close``, ``memory`` (nothing).
+    """
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "mmgguf.bench.process"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
+        )
+        self.memory: dict[str, int] = self.step("memory")
+
+    def step(self, *words: str) -> dict[str, int]:
+        """Do a step; what `memory_usage` says afterwards."""
+        self.begin(*words)
+        return self.end()
+
+    def begin(self, *words: str) -> None:
+        """Start a step without waiting for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.flush()
+
+    def end(self) -> dict[str, int]:
+        """Wait for the step."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the measuring process ended with status {self._process.wait()}")
+        answer: dict[str, int] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+
+def import_seconds(statement: str) -> float:
+    """Seconds that an import takes in a fresh process."""
+    program = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=_environment()
+    )
+    return float(done.stdout)
+
+
+def _serve() -> None:
+    file: Any = None
+    arrays: list[Any] = []
+    for line in sys.stdin:
+        step, *words = json.loads(line)
+        started = time.perf_counter()
+        total = 0
+        if step == "open":
+            file = mmgguf.open(words[0], backend=words[1])
+        elif step == "touch":
+            arrays = [tensor.data for tensor in file.values()]
+            total = sum(page_sum(array) for array in arrays)
+        elif step == "drop":
+            arrays = []
+        elif step == "release":
+            for shard in file.shards:
+                shard.file.release(0, shard.file.size)
+        elif step == "close":
+            file.close()
+            file = None
+        seconds = time.perf_counter() - started
+        print(json.dumps({**memory_usage(), "total": total, "microseconds": round(seconds * 1e6)}), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
