@@ -94,7 +94,7 @@ def compare(
     for _ in range(max_rounds):
         ran = False
         for name, contestant in contestants.items():
-            if sum(walls[name]) > seconds:
+            if walls[name] and sum(walls[name]) > seconds:
                 continue
             ran = True
             if contestant.prepare is not None:

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
+from .bench import bench
 from .convert import convert, dequantize
 from .demo import demo
 from .ls import ls
@@ -64,5 +65,6 @@ app.command()(show)
 app.command()(verify)
 app.command()(compare)
 app.command()(demo)
+app.command()(bench)
 app.command()(convert)
 app.command()(dequantize)
