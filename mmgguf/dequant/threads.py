@@ -10,8 +10,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["spread"]
 
@@ -54,6 +56,9 @@ def spread(work: Callable[[_Part], None], parts: Iterable[_Part], threads: int) 
 
 
 def _helpers(task: Callable[[], None], count: int) -> list[Future[None]]:
+    # Imported with the first thread, since it brings logging along.
+    from concurrent.futures import ThreadPoolExecutor
+
     global _pool
     helpers: list[Future[None]] = []
     try:
