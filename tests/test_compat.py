@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -17,11 +20,13 @@ import gguf.quants
 import numpy as np
 import pytest
 
-from mmgguf import ClosedError, DuplicateKeyError, GGMLType, TruncatedError, UnknownTypeError
+import mmgguf
+from mmgguf import ClosedError, DuplicateKeyError, GGMLType, GGUFError, TruncatedError, UnknownTypeError
 from mmgguf.compat import GGUFReader, ReaderField, ReaderTensor, dequantize, install, uninstall
 from mmgguf.constants import ValueType
 from mmgguf.values import TypedValue
 
+from . import hostile_cases
 from .cases import BY_ID, CASES, Case, StoredTensor, array, random_tensor
 
 #: pip's own, whatever the tests install.
@@ -218,6 +223,20 @@ def test_parts_are_views_made_on_access(path: Path) -> None:
     assert parts[8][0] == 0x21
 
 
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda field: pickle.loads(pickle.dumps(field))], ids=["copy", "pickle"]
+)
+def test_copies_hold_the_field_alone(path: Path, copied: Any) -> None:
+    path.write_bytes(BY_ID["arrays"].encoded())
+    for key in ("array.string", "array.int32"):
+        field = GGUFReader(path).fields[key]
+        other = copied(field)
+        assert (type(other.parts), type(other.data)) == (list, list)
+        assert (field.parts, field.data) == (other.parts, other.data)
+        assert outcome(other.contents, slice(5)) == outcome(field.contents, slice(5))
+    assert len(pickle.dumps(GGUFReader(path).fields["array.int32"].data)) < 100
+
+
 def test_fields_put_together_by_hand() -> None:
     parts = [np.frombuffer(b"ab", np.uint8), np.frombuffer(b"c", np.uint8), np.array([1, 2], np.int32)]
     array_type, string, int32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING, gguf.GGUFValueType.INT32
@@ -301,6 +320,38 @@ def test_missing_files_and_modes(tmp_path: Path) -> None:
 
 
 # More than pip's reader.
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [pytest.param(lambda case=case: [case.encoded()], id=case.id) for case in CASES]
+    + [pytest.param(row.examples, id=f"hostile-{row.id}") for row in hostile_cases.TABLE],
+)
+def test_parts_cover_the_header_without_a_gap(path: Path, examples: Any) -> None:
+    """Of any file that is not refused, however odd."""
+    for raw in examples():
+        path.write_bytes(raw)
+        try:
+            header = mmgguf.read_header(io.BytesIO(raw))
+        except GGUFError as error:
+            with pytest.raises(type(error)):
+                GGUFReader(path)
+            continue
+        reader = GGUFReader(path)
+        fields = list(reader.fields.values())
+        if all(isinstance(info.type, GGMLType) for info in header.tensors.values()):
+            fields += [tensor.field for tensor in reader.tensors]
+        else:
+            with pytest.raises(UnknownTypeError):
+                reader.tensors  # noqa: B018
+            continue
+        position = 4
+        for field in fields:
+            assert field.offset == position
+            stored = b"".join(field.parts)
+            assert raw[position : position + len(stored)] == stored
+            position += len(stored)
+        assert position == header.nbytes
 
 
 def test_version_1(path: Path) -> None:

@@ -23,6 +23,7 @@ Where it is not as pip's reader, on purpose:
   (as surrogates).  A tensor type unknown to gguf, but known here, is a member of `GGMLType`; one that is unknown
   here as well raises `UnknownTypeError` when `GGUFReader.tensors` is touched, not at opening.
 * A key that is there twice is a `DuplicateKeyError`, which is the `KeyError` of pip's reader and a `FormatError`.
+* A block of Q8_1 has 36 bytes, as in ggml; gguf takes it for 40.
 * ``parts`` and ``data`` of arrays are sequences but not lists, and each access makes a new view of the same memory.
 * Arrays are plain ndarrays instead of `np.memmap` (`GGUFReader.data` is one).  `GGUFReader.alignment` is an int.
 * `dequantize` knows more types, and runs mmgguf's kernels.  The readers are context managers.

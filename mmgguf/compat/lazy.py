@@ -61,6 +61,10 @@ class LazyList(Sequence[T], Generic[T]):
 
     __hash__ = None  # type: ignore[assignment]  # as for any container that compares by value
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its items: what it refers to is the whole file.
+        return list, (list(self),)
+
     def __repr__(self) -> str:
         shown = ", ".join(repr(item) for item in self[:6])
         return f"[{shown}{', …' if len(self) > 6 else ''}]"

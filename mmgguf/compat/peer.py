@@ -19,9 +19,15 @@ class Endian(IntEnum):
     BIG = 1
 
 
-# Programs compare with, and look up in dictionaries, gguf's own enum members.  `find_spec` first: an error inside an
-# installed gguf is to be seen.
-GGUF: Final[Any] = importlib.import_module("gguf") if importlib.util.find_spec("gguf") else None
+def _import_gguf() -> Any:
+    spec = importlib.util.find_spec("gguf")
+    # A folder of models that is called gguf has a spec too, but no origin.  An error inside an installed gguf is to be
+    # seen, so ImportError is not caught.
+    return importlib.import_module("gguf") if spec is not None and spec.origin else None
+
+
+# Programs compare with gguf's own enum members, and look them up in dictionaries.
+GGUF: Final[Any] = _import_gguf()
 ENDIAN: Final[Any] = GGUF.GGUFEndian if GGUF else Endian
 VALUE_TYPES: Final[dict[int, Any]] = {int(t): GGUF.GGUFValueType(t) if GGUF else t for t in ValueType}
 #: gguf's own members, and ours for what it does not know.

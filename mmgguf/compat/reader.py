@@ -182,22 +182,22 @@ class GGUFReader:
     def _open(self, file: Any, mode: Literal["r", "r+", "c"]) -> None:
         try:
             self._header: Header = parse_header(BufferedSeeker(file))
+            self.data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(file, np.uint8, mode)
+            # The same memory without the cost of np.memmap, which runs Python code for every view.
+            self._base: Array = self.data.view(np.ndarray)
+            order = self._header.byte_order
+            self._chain = Chain(order, 4 if self._header.version == 1 else 8)
+            self._dtypes = {type_: row.stored(order) for type_, row in NUMBERS.items()}
+            self._length = self._dtypes[ValueType.UINT32 if self._header.version == 1 else ValueType.UINT64]
+            self.byte_order = "I" if order == sys.byteorder else "S"
+            self.endianess = ENDIAN.BIG if order == "big" else ENDIAN.LITTLE
+            self.alignment = self._header.alignment
+            self.data_offset = self._header.data_offset
+            self.fields: OrderedDict[str, ReaderField] = OrderedDict()
+            self._tensor_infos_offset = self._build_fields()
         except GGUFError as error:
             error.args = (f"{getattr(file, 'name', file)}: {error}",)
             raise
-        self.data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(file, np.uint8, mode)
-        # The same memory without the cost of np.memmap, which runs Python code for every view.
-        self._base: Array = self.data.view(np.ndarray)
-        order = self._header.byte_order
-        self._chain = Chain(order, 4 if self._header.version == 1 else 8)
-        self._dtypes = {type_: row.stored(order) for type_, row in NUMBERS.items()}
-        self._length = self._dtypes[ValueType.UINT32 if self._header.version == 1 else ValueType.UINT64]
-        self.byte_order = "I" if order == sys.byteorder else "S"
-        self.endianess = ENDIAN.BIG if order == "big" else ENDIAN.LITTLE
-        self.alignment = self._header.alignment
-        self.data_offset = self._header.data_offset
-        self.fields: OrderedDict[str, ReaderField] = OrderedDict()
-        self._tensor_infos_offset = self._build_fields()
 
     def get_field(self, key: str) -> ReaderField | None:
         """The field of that key, or None."""
@@ -298,12 +298,14 @@ class GGUFReader:
 
     def _tensor(self, info: TensorInfo, field: ReaderField) -> ReaderTensor:
         shape, offset = info.shape, self._header.data_offset + info.offset
+        # An empty tensor may begin behind the end of a file that is not padded.
+        begin = min(offset, len(self._base))
         item_type = _ITEM_TYPES.get(GGMLType(info.type)) if layout_of(info.type) else None
         if item_type is not None:
             order = ">" if self._header.byte_order == "big" else "<"
-            data: Array = np.ndarray(shape, np.dtype(order + item_type), self._base, offset)
+            data: Array = np.ndarray(shape, np.dtype(order + item_type), self._base, begin)
         else:
-            data = np.ndarray((*shape[:-1], info.row_size), np.uint8, self._base, offset)
+            data = np.ndarray((*shape[:-1], info.row_size), np.uint8, self._base, begin)
         return ReaderTensor(
             info.name,
             TENSOR_TYPES[int(info.type)],
