@@ -50,6 +50,10 @@ Shape = tuple[int, ...]
 Identity = tuple[int, int]
 
 PAGE: Final = mmap.PAGESIZE
+#: Older versions of Python lack the name; the number is that of these machines.
+_NO_RESERVE: Final[int] = getattr(
+    mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64") else 0
+)
 
 
 def open_descriptor(path: str | os.PathLike[str]) -> int:
@@ -200,11 +204,15 @@ class MappedFile(StorageFile):
 
     def __init__(self, descriptor: int, path: str, mode: Mode) -> None:
         super().__init__(descriptor, path, mode)
-        access = mmap.ACCESS_COPY if mode == "c" else mmap.ACCESS_READ
         # Keeps mmap from duplicating the descriptor, which would stay open as long as the views live.
         options: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        if mode == "c" and _NO_RESERVE:
+            # Otherwise Linux refuses a file larger than memory, though only pages that are written to need any.
+            options |= {"flags": mmap.MAP_PRIVATE | _NO_RESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+        else:
+            options["access"] = mmap.ACCESS_COPY if mode == "c" else mmap.ACCESS_READ
         try:
-            mapping = mmap.mmap(descriptor, self.size, access=access, **options)
+            mapping = mmap.mmap(descriptor, self.size, **options)
         except BaseException as error:
             self._descriptor = None  # still the caller's, who closes it
             if isinstance(error, ValueError):  # of no bytes, or of more than there are by now

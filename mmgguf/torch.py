@@ -22,7 +22,7 @@ from .constants import GGMLType
 from .errors import MissingExtraError
 from .file import GGUFFile
 from .loading import Source, opened
-from .memory import MappedFile, StorageFile
+from .memory import MappedFile, StorageFile, open_storage
 from .tensor import Tensor
 from .walk import Names, Progress, ranges, result_dtype, select, store, walk
 
@@ -154,7 +154,7 @@ class Tensors(Mapping[str, torch.Tensor]):
         self._target = None if dtype is None else _numpy_dtype(dtype)
         self._device = torch.device(device)
         self._dequantize = dequantize
-        self._mappings: dict[StorageFile, MappedFile] = {}
+        self._mappings: dict[StorageFile, StorageFile] = {}
         self._staging: _Staging | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -230,7 +230,8 @@ class Tensors(Mapping[str, torch.Tensor]):
         mapping = self._mappings.get(file)
         if mapping is None:
             file.require_unchanged()
-            mapping = self._mappings.setdefault(file, MappedFile(os.dup(file.descriptor), file.path, "c"))
+            mapping = open_storage(os.dup(file.descriptor), file.path, "mmap", "c")
+            mapping = self._mappings.setdefault(file, mapping)
         return Tensor(tensor.info, mapping, tensor.data_offset, tensor.byte_order)
 
 

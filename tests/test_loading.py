@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -178,6 +179,25 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 1 << 19
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there is it known to be refused otherwise")
+def test_a_file_larger_than_memory_is_mapped_copy_on_write(tmp_path: Path) -> None:
+    # What torch is given; without MAP_NORESERVE Linux says that it cannot allocate memory.
+    size = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + (64 << 30)
+    case = cases.Case("x", {}, {"w": cases.StoredTensor(GGMLType.I8, (size,), b"")})
+    path = tmp_path / "x.gguf"
+    path.write_bytes(case.header())
+    try:
+        os.truncate(path, case.data_offset + size)  # a hole: takes no room
+    except OSError as error:
+        pytest.skip(f"no holes of {size} bytes here: {error}")
+    with mmgguf.open(path, mode="c") as f:
+        f["w"].data[-1] = 7
+        assert f["w"].data[-1] == 7
+        assert f["w"].data[0] == 0
+    with mmgguf.open(path) as f:
+        assert f["w"].data[-1] == 0
 
 
 # The adapters' frameworks.

@@ -291,6 +291,47 @@ def test_staging_waits_for_a_buffer_before_it_writes_to_it(all_types: Path) -> N
     assert log == ["waited", "waited"]
 
 
+def test_staging_copies_on_its_own_from_pinned_memory(all_types: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The order of events on a CUDA device, recorded without one.
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def synchronize(self) -> None:
+            log.append(f"wait {self.number}")
+
+    class Stream:
+        count = 0
+
+        def record_event(self) -> Event:
+            Stream.count += 1
+            log.append(f"copy {Stream.count}")
+            return Event(Stream.count)
+
+    empty, pinned = torch.empty, []
+
+    def fake_empty(*args: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return empty(*args, **options)
+
+    monkeypatch.setattr("torch.empty", fake_empty)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: Stream())
+    staging = _Staging(1 << 10, pinned=True)
+    assert pinned == [True, True]
+    name = "blk.0.q8_0.weight"
+    with mmgguf.open(all_types) as f:
+        targets = [empty(f[name].shape) for _ in range(4)]  # each of one piece
+        for target in targets:
+            staging.fill(target, f[name])
+        staging.finish()
+    assert log == ["copy 1", "copy 2", "wait 1", "copy 3", "wait 2", "copy 4", "wait 3", "wait 4"]
+    for target in targets:
+        tensor = cases.BY_ID["all-types"].tensors[name]
+        assert_bits(target, dequantize(tensor.blocks, tensor.type))
+
+
 # Modules.
 
 
