@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from .errors import MissingExtraError
 from .file import GGUFFile
 from .loading import Source, opened
 from .tensor import Tensor
-from .walk import Names, Progress, result_dtype, store, walk
+from .walk import Names, Progress, empty, result_dtype, store, walk
 
 try:
     import jax
@@ -33,9 +33,6 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("jax", "jax") from None
 
 __all__ = ["RawArray", "Tensors", "load_file"]
-
-#: The least alignment of memory that XLA uses as it is.
-_ALIGNMENT: Final = 64
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ class Tensors(Mapping[str, Any]):
         target = result_dtype(tensor, self._dtype)
         if data.dtype == target:
             return self._put(data)
-        out = _aligned(tensor.shape, target)
+        out = empty(tensor.shape, target)
         store(data, tensor, out)
         return self._put(out)
 
@@ -169,11 +166,3 @@ def load_file(
     with opened(path) as f:
         tensors = Tensors(f, dtype, device, dequantize)
         return {tensor.name: tensors._load(tensor) for tensor in walk(f, names, progress)}
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """New memory that JAX takes over without another copy."""
-    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)

@@ -24,7 +24,7 @@ from .file import GGUFFile
 from .loading import Source, opened
 from .memory import MappedFile, StorageFile, open_storage
 from .tensor import Tensor
-from .walk import Names, Progress, ranges, result_dtype, select, store, walk
+from .walk import Names, Progress, empty, ranges, result_dtype, select, store, walk
 
 try:
     import torch
@@ -187,7 +187,10 @@ class Tensors(Mapping[str, torch.Tensor]):
         target = result_dtype(tensor, self._target)
         if self._device.type == "cpu" and target == tensor.layout.dtype:
             return _share(self._writable(tensor).data, target)
-        result = torch.empty(tensor.shape, dtype=_TORCH[target], device=self._device)
+        if self._device.type == "cpu":
+            result = _share(empty(tensor.shape, target), target)
+        else:
+            result = torch.empty(tensor.shape, dtype=_TORCH[target], device=self._device)
         self._fill(result, tensor)
         return result
 
