@@ -151,6 +151,7 @@ class Tensors(Mapping[str, torch.Tensor]):
         dequantize: bool = True,
     ) -> None:
         self._file = f
+        self._dtype = dtype
         self._target = None if dtype is None else _numpy_dtype(dtype)
         self._device = torch.device(device)
         self._dequantize = dequantize
@@ -177,6 +178,10 @@ class Tensors(Mapping[str, torch.Tensor]):
 
     def __hash__(self) -> int:
         return id(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By reference, as the file itself: a worker process maps it on its own.
+        return Tensors, (self._file, self._dtype, self._device, self._dequantize)
 
     def __repr__(self) -> str:
         return f"<Tensors of {self._file!r} on {self._device}>"

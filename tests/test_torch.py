@@ -257,6 +257,18 @@ def test_tensors_is_a_mapping(all_types: Path) -> None:
             tensors["nothing"]
 
 
+def test_tensors_pickle_by_reference(all_types: Path) -> None:
+    with mmgguf.open(all_types) as f:
+        tensors = Tensors(f, torch.float16, dequantize=False)
+        assert tensors["blk.0.f32.weight"].dtype == torch.float16
+        pickled = pickle.dumps(tensors)
+        again = pickle.loads(pickled)
+        assert len(pickled) < 1000
+        for name, value in tensors.items():
+            assert_bits(again[name].as_subclass(torch.Tensor), to_numpy(value.as_subclass(torch.Tensor)))
+            assert type(again[name]) is type(value)
+
+
 def test_the_device_meta_has_shapes_without_data(all_types: Path) -> None:
     state = load_file(all_types, device="meta", dequantize=False)
     for name, value in load_file(all_types, dequantize=False).items():
