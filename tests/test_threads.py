@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -84,24 +84,42 @@ def test_work_within_work() -> None:
     assert sorted(done) == [(i, j) for i in range(50) for j in range(5)]
 
 
+def test_nothing_of_a_caller_is_kept() -> None:
+    class Memory:
+        pass
+
+    memory = Memory()
+    gone = weakref.ref(memory)
+    together = threading.Barrier(2, timeout=30)
+
+    def work(part: int, memory: Memory = memory) -> None:
+        together.wait()
+
+    spread(work, range(2), 2)
+    del work, memory
+    deadline = time.monotonic() + 30
+    while gone() is not None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert gone() is None
+
+
 def test_where_no_thread_can_be_had_the_caller_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = ThreadPoolExecutor(1)
-    pool.shutdown()
-    monkeypatch.setattr(threads, "_pool", pool)
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "_helpers", threads._Helpers())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     done: list[int] = []
     spread(done.append, range(10), 4)
     assert done == list(range(10))
 
 
-@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no fork here")
 def test_a_forked_child_has_threads_of_its_own() -> None:
     spread(lambda part: None, range(2), 2)
-    assert threads._pool is not None
-    pool, lock = threads._pool, threads._lock
+    parents = threads._helpers
     try:
         threads._forget()  # what the child of a fork calls
-        assert threads._pool is None
         test_as_many_threads_as_asked_for_and_the_caller_is_one()
-        assert threads._pool is not pool
+        assert threads._helpers is not parents
     finally:
-        threads._pool, threads._lock = pool, lock
+        threads._helpers = parents

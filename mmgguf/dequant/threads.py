@@ -1,7 +1,8 @@
 """Threads that stay: starting one takes as long as a compiled kernel needs for a megabyte.
 
 The caller takes part in its own work.  So it never waits for a thread to wake up before it can begin, and when
-all workers are busy with other callers' parts it simply does everything itself.
+all helpers are busy with other callers' parts it simply does everything itself.  The ways are short on purpose:
+`concurrent.futures` would add a tenth to what two threads need for a tensor.
 """
 
 from __future__ import annotations
@@ -10,17 +11,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Generic, TypeVar
 
 __all__ = ["spread"]
 
 _Part = TypeVar("_Part")
-
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
 
 
 def spread(work: Callable[[_Part], None], parts: Iterable[_Part], threads: int) -> None:
@@ -29,55 +25,107 @@ def spread(work: Callable[[_Part], None], parts: Iterable[_Part], threads: int) 
     The first exception, in any thread, ends the work: parts that nobody has begun are dropped, and it is raised
     once those under way are finished, so that no thread writes to the caller's memory afterwards.
     """
-    left = deque(parts)
+    task = _Task(work, parts)
+    helpers = min(threads, len(task.left)) - 1
+    if helpers > 0:
+        _helpers.ask(task, helpers)
+    try:
+        task.take()
+    finally:
+        task.close()
+    if task.error is not None:
+        raise task.error
 
-    def take() -> None:
+
+class _Task(Generic[_Part]):
+    """Parts of one caller's work, and who is at it."""
+
+    __slots__ = ("_closed", "_helping", "_last", "_lock", "error", "left", "work")
+
+    def __init__(self, work: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
+        self.work = work
+        self.left = deque(parts)
+        #: What went wrong in a helper.
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._helping = 0
+        self._closed = False
+        #: Held until the last helper leaves a closed task.
+        self._last = threading.Lock()
+
+    def take(self) -> None:
+        """Do parts until none is left."""
         try:
             while True:
                 try:
-                    part = left.popleft()
+                    part = self.left.popleft()
                 except IndexError:
                     return
-                work(part)
+                self.work(part)
         except BaseException:
-            left.clear()
+            self.left.clear()
             raise
 
-    helpers = _helpers(take, min(threads, len(left)) - 1)
-    try:
-        take()
-    finally:
-        # A helper that has not begun has nothing left to do.
-        running = [helper for helper in helpers if not helper.cancel()]
-        errors = [helper.exception() for helper in running]
-    for error in errors:
-        if error is not None:
-            raise error
+    def help(self) -> None:
+        """Take parts in a helper, unless the caller has finished already."""
+        with self._lock:
+            if self._closed:
+                return
+            self._helping += 1
+        try:
+            self.take()
+        except BaseException as error:
+            self.error = error
+        with self._lock:
+            self._helping -= 1
+            if self._closed and not self._helping:
+                self._last.release()
+
+    def close(self) -> None:
+        """Let no more helpers in, and wait for those that are."""
+        self._last.acquire()
+        with self._lock:
+            self._closed = True
+            if not self._helping:
+                return
+        self._last.acquire()
 
 
-def _helpers(task: Callable[[], None], count: int) -> list[Future[None]]:
-    # Imported with the first thread, since it brings logging along.
-    from concurrent.futures import ThreadPoolExecutor
+class _Helpers:
+    """Daemon threads that wait for tasks."""
 
-    global _pool
-    helpers: list[Future[None]] = []
-    try:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._tasks: SimpleQueue[_Task[object]] = SimpleQueue()
+
+    def ask(self, task: _Task[_Part], count: int) -> None:
+        """Offer a task to so many threads; as many are started as were ever asked for at a time."""
+        while self._count < count:
+            with self._lock:
+                if self._count < count:
+                    try:
+                        threading.Thread(target=self._run, name="mmgguf-dequantize", daemon=True).start()
+                    except RuntimeError:
+                        break  # none can be had: the others, or the caller alone, do the work
+                    self._count += 1
         for _ in range(count):
-            with _lock:
-                if _pool is None:
-                    # Threads are only started when none is idle.
-                    _pool = ThreadPoolExecutor(max(32, os.cpu_count() or 1), "mmgguf-dequantize")
-                helpers.append(_pool.submit(task))
-    except RuntimeError:
-        # No thread can be had, or the interpreter is shutting down: the caller does the work.
-        pass
-    return helpers
+            self._tasks.put(task)  # type: ignore[arg-type]  # whatever its parts are
+
+    def _run(self) -> None:
+        while True:
+            task = self._tasks.get()
+            task.help()
+            del task  # it holds the caller's arrays
+
+
+_helpers = _Helpers()
 
 
 def _forget() -> None:
-    """A forked child has the pool, but not its threads."""
-    global _lock, _pool
-    _lock, _pool = threading.Lock(), None
+    """A forked child has none of its parent's threads."""
+    global _helpers
+    _helpers = _Helpers()
 
 
 if hasattr(os, "register_at_fork"):
