@@ -124,6 +124,20 @@ def test_writing_changes_neither_the_file_nor_other_views(all_types: Path) -> No
     assert all_types.read_bytes() == before
 
 
+def test_all_shards_of_a_split_model_are_shared(tmp_path: Path) -> None:
+    for no, name in enumerate(("a", "b")):
+        split = {"split.no": np.uint16(no), "split.count": np.uint16(2), "split.tensors.count": np.int32(2)}
+        mmgguf.write(tmp_path / f"x-0000{no + 1}-of-00002.gguf", split, {name: np.full(3, no, "f4")})
+    with mmgguf.open(tmp_path / "x-00001-of-00002.gguf") as f:
+        tensors = Tensors(f)
+        assert {name: value.tolist() for name, value in tensors.items()} == {"a": [0.0] * 3, "b": [1.0] * 3}
+        for name in f:
+            assert tensors[name].data_ptr() == tensors[name].data_ptr()
+            tensors[name].fill_(7)
+            assert tensors[name].tolist() == [7.0] * 3
+    assert load_file(tmp_path / "x-00002-of-00002.gguf")["b"].tolist() == [1.0] * 3
+
+
 def test_tensors_outlive_the_file(all_types: Path) -> None:
     with mmgguf.open(all_types) as f:
         tensors = Tensors(f)

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from .. import npz, safetensors
 from .printing import human_size, print_note, safe
 
 __all__ = ["convert", "dequantize", "progress_bar"]
@@ -48,6 +45,8 @@ def convert(
 
     The target's suffix tells the direction.  Metadata goes along; memory does not grow with the model.
     """
+    from .. import safetensors
+
     functions: dict[str, Callable[..., None]] = {".safetensors": safetensors.save_file, ".gguf": safetensors.to_gguf}
     _write(functions, source, target, dtype, names, force, "TARGET")
 
@@ -65,6 +64,8 @@ def dequantize(
     """
     if output.suffix == ".npz" and dtype is Dtype.BFLOAT16:
         raise typer.BadParameter("an .npz archive cannot name bfloat16; float32 holds all its values")
+    from .. import npz, safetensors
+
     functions: dict[str, Callable[..., None]] = {".npz": npz.save_file, ".safetensors": safetensors.save_file}
     _write(functions, file, output, dtype, names, force, "--output")
 
@@ -91,6 +92,10 @@ def _write(
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes on the standard error, if that is a terminal; gives what the library calls with them."""
+    # Imported here: the other subcommands should not wait for it.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     columns = (
         TextColumn("{task.description}", markup=False),
