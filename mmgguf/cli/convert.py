@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +11,9 @@ from typing import Annotated
 import typer
 
 from .printing import human_size, print_note, safe
+from .progress import progress_bar
 
-__all__ = ["convert", "dequantize", "progress_bar"]
+__all__ = ["convert", "dequantize"]
 
 
 class Dtype(StrEnum):
@@ -87,23 +87,3 @@ def _write(
     with progress_bar(target.name) as progress:
         function(source, target, dtype=None if dtype is None else dtype.value, names=names or None, progress=progress)
     print_note(f"wrote {target}: {human_size(os.path.getsize(target))}")
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes on the standard error, if that is a terminal; gives what the library calls with them."""
-    # Imported here: the other subcommands should not wait for it.
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(safe(what), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +10,7 @@ import typer
 
 import mmgguf
 
-from ..check import Finding, Progress
+from ..check import Finding
 from ..contents import Digests
 from .printing import (
     errors_as_one_line,
@@ -23,6 +20,7 @@ from .printing import (
     print_note,
     print_table,
 )
+from .progress import progress_bar
 
 __all__ = ["compare", "verify"]
 
@@ -46,10 +44,10 @@ def verify(
     """
     digests = None
     with errors_as_one_line(UNREADABLE):
-        with _progress_bar("checking", data) as progress:
+        with progress_bar("checking", wanted=data) as progress:
             findings = mmgguf.verify(file, data=data, progress=progress)
         if hash_:
-            with _progress_bar("hashing", True) as progress:
+            with progress_bar("hashing") as progress:
                 digests = mmgguf.digest(file, progress=progress)
     if json:
         result = {"findings": [asdict(finding) for finding in findings]}
@@ -74,7 +72,7 @@ def compare(
 
     Into a pipe: one line per difference, change, kind, name and what exactly separated by tabs.
     """
-    with errors_as_one_line(UNREADABLE), _progress_bar("comparing", True) as progress:
+    with errors_as_one_line(UNREADABLE), progress_bar("comparing") as progress:
         differences = mmgguf.compare(a, b, progress=progress)
     rows = [(d.change, d.kind, d.name, d.message) for d in differences]
     if json:
@@ -113,18 +111,3 @@ def _print_digests(digests: Digests) -> None:
         print_table(("digest", "tensor"), [(digest, name or "(the whole)") for digest, name in rows], flexible="tensor")
     else:
         print_lines([("",), *rows])
-
-
-@contextmanager
-def _progress_bar(what: str, wanted: bool) -> Iterator[Progress | None]:
-    """A bar on the standard error, where people see it; nothing else."""
-    if not wanted or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
