@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ BLOCKS = [
 
 
 @pytest.fixture
-def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A folder with the README's model.gguf as current folder, and the names that its blocks take for granted."""
     monkeypatch.chdir(tmp_path)
     metadata = {
@@ -40,25 +41,25 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "output_norm.weight": np.ones(32, np.float32),
     }
     mmgguf.write("model.gguf", metadata, tensors)
-    return {
-        "np": np,
-        "mmgguf": mmgguf,
-        "path": "model.gguf",
-        "buffer": np.empty((4096, 4096), np.float16),
-        "file": open("model.gguf", "rb"),  # closed by the test
-        "metadata": metadata,
-        "tensors": {"w": np.ones(3, np.float32)},
-    }
+    with open("model.gguf", "rb") as file:
+        yield {
+            "np": np,
+            "mmgguf": mmgguf,
+            "path": "model.gguf",
+            "buffer": np.empty((4096, 4096), np.float16),
+            "file": file,
+            "metadata": metadata,
+            "tensors": {"w": np.ones(3, np.float32)},
+        }
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("code", BLOCKS)
 def test_the_blocks_run(code: str, names: dict[str, Any]) -> None:
     for module in re.findall(r"^\s*(?:from|import) (?:mmgguf\.)?(\w+)", code, re.MULTILINE):
         if module in FRAMEWORKS and importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
-    file = names["file"]
-    with file:
-        exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "README.md", "exec"), names)
 
 
 def test_there_are_blocks() -> None:

@@ -72,6 +72,7 @@ def test_tensors_sent_one_by_one_share_a_mapping(path: Path) -> None:
     assert second.data.tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @BACKENDS
 def test_worker_processes(method: str, backend: Any, path: Path) -> None:
