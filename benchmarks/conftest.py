@@ -6,7 +6,7 @@ import datetime
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,14 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
     output_json["commit_info"] = {key: output_json.get("commit_info", {}).get(key) for key in ("id", "dirty")}
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_benchmark_group_stats() -> Generator[None, Any, None]:
+    """Leave claims out of the tables of times: how long it took to measure one says nothing."""
+    outcome = yield
+    outcome.force_result([(name, group) for name, group in outcome.get_result() if name != "claims"])
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The claims, each with what was measured."""
     session = getattr(config, "_benchmarksession", None)

@@ -77,11 +77,13 @@ CONTESTANTS: dict[str, Callable[[GGMLType, Array, tuple[int, int]], Run]] = {
 }
 
 
-def speed(benchmark: Any, contestant: str, type_: GGMLType, result: Array, blocks: Array) -> None:
-    benchmark.group = f"dequantize: {type_.name}"
+def _measure(benchmark: Any, timed: Timed, group: str, contestant: str, type_: GGMLType, run: Run, read: int) -> Array:
+    benchmark.group = group  # before it runs: that is when the name is taken
+    result: Array = timed(run, seconds=0.5)
     benchmark.extra_info.update(
-        contestant=contestant, type=type_.name, written=result.nbytes, read=blocks.nbytes, dtype=str(result.dtype)
+        contestant=contestant, type=type_.name, written=result.nbytes, read=read, dtype=str(result.dtype)
     )
+    return result
 
 
 @pytest.mark.parametrize("contestant", CONTESTANTS)
@@ -90,9 +92,8 @@ def test_type(benchmark: Any, timed: Timed, sizes: Sizes, type_: GGMLType, conte
     blocks = blocks_of(type_, sizes.matrix)
     run = CONTESTANTS[contestant](type_, blocks, sizes.matrix)
     expected = dequantize(blocks, type_, backend="numpy", threads=1)
-    result = timed(run, seconds=0.5)
+    result = _measure(benchmark, timed, f"dequantize: {type_.name}", contestant, type_, run, blocks.nbytes)
     assert np.array_equal(result, expected, equal_nan=True)
-    speed(benchmark, contestant, type_, result, blocks)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -105,10 +106,9 @@ def test_other_dtypes(benchmark: Any, timed: Timed, sizes: Sizes, backend: str, 
     blocks = blocks_of(type_, sizes.matrix)
     run = ours(backend, 1, wanted)(type_, blocks, sizes.matrix)
     expected = dequantize(blocks, type_, backend="numpy", threads=1).astype(wanted)
-    result = timed(run, seconds=0.5)
+    group = "dequantize: Q4_K into other dtypes"
+    result = _measure(benchmark, timed, group, f"mmgguf, {backend}", type_, run, blocks.nbytes)
     assert np.array_equal(result, expected)
-    speed(benchmark, f"mmgguf, {backend}", type_, result, blocks)
-    benchmark.group = "dequantize: Q4_K into other dtypes"
 
 
 @pytest.mark.parametrize("what", ["16 rows", "whole tensor"])
@@ -116,7 +116,7 @@ def test_rows(benchmark: Any, timed: Timed, sizes: Sizes, what: str) -> None:
     """Rows cost what they are, not what the tensor is."""
     blocks = blocks_of(GGMLType.Q4_K, sizes.matrix)
     chosen = blocks[:16] if what == "16 rows" else blocks
+    benchmark.group = "dequantize: Q4_K, rows"
     result = timed(lambda: dequantize(chosen, GGMLType.Q4_K, threads=1), seconds=0.5)
     assert result.shape == (len(chosen), sizes.matrix[1])
-    benchmark.group = "dequantize: Q4_K, rows"
     benchmark.extra_info.update(rows=len(chosen))

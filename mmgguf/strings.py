@@ -267,12 +267,13 @@ class StringArray(Sequence[str]):
         return itertools.chain.from_iterable(self._portions(0, self._count))
 
     def _portions(self, start: int, stop: int) -> Iterator[list[str]]:
-        # Portions that grow: who stops early has decoded little, and the largest still fit a core's cache.
+        # Portions that grow: who stops early has decoded little, and the largest, with the text that it becomes, still
+        # fits a core's second-level cache.
         size = 64
         while start < stop:
             yield self._strings(start, min(start + size, stop))
             start += size
-            size = min(size * 8, 32768)
+            size = min(size * 8, 8192)
 
     def __contains__(self, value: object) -> bool:
         return any(value == item for item in self)
