@@ -337,11 +337,13 @@ class StringArray(Sequence[str]):
         heads = offsets[:-1] - offsets[0]
         mark, zeros = (width - 1, range(width - 1)) if self._chain.byte_order == "big" else (0, range(1, width))
         long = heads[np.diff(offsets) >= 256 + width]
-        for i in zeros:
-            text[long + i] = 0
-        text[heads + mark] = 0xFF
+        if len(long):
+            for i in zeros:
+                text[long + i] = 0
+        text[heads + mark if mark else heads] = 0xFF
         if len(text) - np.count_nonzero(text) == len(heads) * (width - 1):
             pieces = decode(text.tobytes().translate(_FF_TO_NUL, b"\0")).split("\0")
             if len(pieces) == len(heads) + 1:
-                return pieces[1:]
+                del pieces[0]  # what is before the first mark: nothing
+                return pieces
         return [decode(data[a + width : b].tobytes()) for a, b in itertools.pairwise(offsets.tolist())]
