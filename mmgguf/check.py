@@ -13,7 +13,6 @@ import io
 import itertools
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -126,11 +125,11 @@ class _Report:
     def __init__(self, path: str) -> None:
         self.path = path
         self.findings: list[Finding] = []
-        self.counts: Counter[tuple[str, Severity]] = Counter()
+        self.counts: dict[tuple[str, Severity], int] = {}
 
     def add(self, severity: Severity, code: str, where: str, message: str, byte: int | None = None) -> None:
-        self.counts[code, severity] += 1
-        if self.counts[code, severity] <= MAX_FINDINGS:
+        count = self.counts[code, severity] = self.counts.get((code, severity), 0) + 1
+        if count <= MAX_FINDINGS:
             self.findings.append(Finding(severity, code, where, message, byte, self.path))
 
     def result(self) -> list[Finding]:
@@ -201,7 +200,10 @@ class _Structure:
                 position += width + len(raw)
             else:
                 if type_ is ValueType.BOOL:
-                    self.bools(key, position, 1)
+                    self.seeker.seek(position)
+                    (byte,) = self.seeker.read(1)
+                    if byte > 1:
+                        self.add("warning", "bool-byte", key, f"a bool is stored as {byte}, must be 0 or 1", position)
                 position += NUMBERS[type_].dtype.itemsize
         return position
 
@@ -345,7 +347,8 @@ class _Structure:
                 self.add("warning", "trailing-bytes", "", f"{size - padded} bytes after the last tensor", padded)
 
     def padding(self, start: int, end: int, where: str) -> None:
-        self.seeker.seek(start)
+        if start < end:
+            self.seeker.seek(start)
         while start < end:
             chunk = self.seeker.read(min(CHUNK_SIZE, end - start))
             rest = chunk.lstrip(b"\0")
@@ -392,7 +395,7 @@ def _follows_naming_convention(name: str) -> bool:
 
 def _check_values(tensor: Tensor, report: _Report) -> Iterator[int]:
     """Look at all blocks, and give the bytes done after each chunk."""
-    if not isinstance(tensor.type, GGMLType):
+    if not isinstance(tensor.type, GGMLType) or not tensor.nbytes:
         return
     layout = tensor.layout
     tests = finite_tests(tensor.type, layout, tensor.byte_order)

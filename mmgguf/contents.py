@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -17,7 +18,7 @@ from .header import TensorInfo
 from .metadata import Metadata
 from .strings import StringArray, encode
 from .tensor import Tensor
-from .values import encode_string, encode_value
+from .values import NUMBERS, encode_string
 
 __all__ = ["Difference", "Digests", "chunks", "compare", "digest"]
 
@@ -71,9 +72,9 @@ class Digests:
 
 def chunks(tensor: Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """A tensor's data in whole blocks: the number of the first one, and bytes."""
-    type_size = tensor.layout.type_size
+    type_size, nbytes = tensor.layout.type_size, tensor.nbytes
     step = max(1, CHUNK_SIZE // type_size)
-    count = tensor.nbytes // type_size
+    count = nbytes // type_size
     for first in range(0, count, step):
         size = min(step, count - first) * type_size
         yield first, tensor.storage.region(tensor.file_offset + first * type_size, size)
@@ -109,7 +110,8 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
     """
     import hashlib
 
-    whole = hashlib.new(algorithm)
+    empty = hashlib.new(algorithm)
+    whole = empty.copy()
     tensors: dict[str, str | None] = {}
     with open(path, backend="read") as f:
         known = {name: t for name, t in f.items() if isinstance(t.type, GGMLType)}
@@ -122,29 +124,45 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
                 tensors[name] = None
                 continue
             tensor = known[name]
-            one = hashlib.new(algorithm)
+            one = empty.copy()  # looking the algorithm up takes longer than a small tensor
             for _, chunk in chunks(tensor):
                 one.update(_little(chunk, tensor).data)
                 done += chunk.nbytes
                 if progress is not None:
                     progress(done, total)
             tensors[name] = one.hexdigest()
-            numbers = np.array([len(tensor.ne)], "<u4").tobytes() + np.array(tensor.ne, "<u8").tobytes()
-            whole.update(encode_string(name, "little", "") + numbers + np.array(tensor.type, "<u4").tobytes())
-            whole.update(one.digest())
+            numbers = struct.pack(f"<I{len(tensor.ne)}QI", len(tensor.ne), *tensor.ne, tensor.type)
+            whole.update(encode_string(name, "little", "") + numbers + one.digest())
         complete = len(known) == len(f)
         return Digests(algorithm, whole.hexdigest() if complete else None, {name: tensors[name] for name in f})
 
 
+_PACK: Final = {type_: struct.Struct("<I" + row.code) for type_, row in NUMBERS.items()}
+_HEAD: Final = struct.Struct("<IQ")
+_ARRAY_HEAD: Final = struct.Struct("<IIQ")
+
+
 def _encoded(metadata: Metadata, key: str) -> bytes:
-    """Type and value of a metadata key, as a little-endian file of version 3 stores them."""
-    typed = metadata.typed(key)
-    type_ = np.array(typed.type, "<u4").tobytes()
-    if isinstance(typed.value, StringArray):
-        # As `encode_value` would, but without an object for each string.
-        head = np.array(ValueType.STRING, "<u4").tobytes() + len(typed.value).to_bytes(8, "little")
-        return type_ + head + typed.value.encoded()
-    return type_ + encode_value(typed, "little", shown(key))
+    """Type and value of a metadata key, as a little-endian file of version 3 stores them.
+
+    The bytes are those of `mmgguf.values.encode_value`, without an object for each string and number.
+    """
+    type_, value = metadata.type_of(key), metadata[key]
+    if type_ is ValueType.STRING:
+        raw = encode(value)
+        return _HEAD.pack(type_, len(raw)) + raw
+    if type_ is not ValueType.ARRAY:
+        number: bytes = _PACK[type_].pack(type_, value)
+        return number
+    info = metadata.array_info(key)
+    assert info is not None  # of an array
+    head = _ARRAY_HEAD.pack(type_, info.element_type, info.count)
+    if isinstance(value, StringArray):
+        return head + value.encoded()
+    if info.element_type is ValueType.BOOL:
+        value = value.view(np.uint8) != 0
+    numbers: bytes = value.astype(NUMBERS[info.element_type].dtype, copy=False).tobytes()
+    return head + numbers
 
 
 def _little(chunk: npt.NDArray[np.uint8], tensor: Tensor) -> npt.NDArray[np.uint8]:

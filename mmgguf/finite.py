@@ -7,6 +7,7 @@ no conversion, neither from half precision nor from the other byte order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -68,6 +69,7 @@ class _PackedTest(FiniteTest):
 _EXPONENTS: Final = {2: 0x7C00, 4: 0x7F800000, 8: 0x7FF0000000000000}
 
 
+@cache
 def finite_tests(type_: GGMLType, layout: Layout, byte_order: ByteOrder) -> list[FiniteTest]:
     def mask(bits: int, size: int) -> Any:
         value = np.array(bits, f"u{size}")

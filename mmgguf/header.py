@@ -307,24 +307,25 @@ class _Parser:
             )
 
     def string(self, what: str) -> str:
-        length = self.size(what)
-        self.require(length, 1, f"{what}: length")
+        (length,) = self.seeker.unpack(self.size_t, what)
+        if length > DEFAULT_BUFFER_SIZE:  # a shorter one the seeker refuses as cheaply
+            self.require(length, 1, f"{what}: length")
         return decode(self.seeker.read(length, what))
 
     def metadata(self, count: int) -> Metadata:
         values: dict[str, Any] = {}
         types: dict[str, ValueType] = {}
         for number in range(count):
-            where = self.seeker.tell()
             key = self.string("metadata key")
-            if not key:
-                raise FormatError(f"metadata pair {number} at byte {where}: the key is empty")
-            if key in values:
-                raise DuplicateKeyError(
-                    f"metadata pair {number} at byte {where}: the key {shown(key)} was there before"
-                )
-            types[key] = type_ = self.value_type(shown(key))
-            values[key] = self.value(key, type_)
+            if not key or key in values:
+                where = self.seeker.tell() - len(encode(key)) - self.size_t.size
+                pair = f"metadata pair {number} at byte {where}"
+                if not key:
+                    raise FormatError(f"{pair}: the key is empty")
+                raise DuplicateKeyError(f"{pair}: the key {shown(key)} was there before")
+            what = shown(key)
+            types[key] = type_ = self.value_type(what)
+            values[key] = self.value(what, type_)
         return Metadata(values, types, self.chain, self.retained)
 
     def value_type(self, what: str) -> ValueType:
@@ -334,12 +335,12 @@ class _Parser:
             raise FormatError(f"{what}: value type {number} at byte {self.seeker.tell() - 4}, the last one is 12")
         return type_
 
-    def value(self, key: str, type_: ValueType) -> Any:
+    def value(self, what: str, type_: ValueType) -> Any:
         if type_ is ValueType.STRING:
-            return self.string(shown(key))
+            return self.string(what)
         if type_ is ValueType.ARRAY:
-            return self.array(shown(key))
-        return self.seeker.unpack(self.numbers[type_], shown(key))[0]
+            return self.array(what)
+        return self.seeker.unpack(self.numbers[type_], what)[0]
 
     def array(self, what: str) -> ArrayInfo:
         element_type = self.value_type(f"{what}: element")

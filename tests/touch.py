@@ -26,9 +26,12 @@ def bounded(text: str) -> str:
 def metadata(found: Metadata) -> None:
     """Every value, by every way."""
     bounded(repr(found))
-    for key in found:
+    for number, key in enumerate(found):
         value = found[key]
         found.type_of(key)
+        if number >= 1000:  # for the fuzzer's sake: what follows is the tests' time, not the file's
+            len(value) if isinstance(value, StringArray | np.ndarray | str) else value
+            continue
         typed = found.typed(key)
         assert typed.type == found.type_of(key)
         if isinstance(value, StringArray):
@@ -41,7 +44,7 @@ def metadata(found: Metadata) -> None:
         elif isinstance(value, np.ndarray):
             assert not value.flags.writeable
             assert value.ndim == 1
-            value.sum()
+            value.tobytes()
         for getter in (found.get_int, found.get_float, found.get_bool, found.get_str, found.get_array):
             try:
                 getter(key)

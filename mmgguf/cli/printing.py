@@ -55,7 +55,7 @@ def safe(text: object) -> str:
     shown = str(text)
     if shown.isprintable():
         return shown
-    return "".join(char if char.isprintable() else _escape(char) for char in shown)
+    return shown.translate({ord(char): _escape(char) for char in set(shown) if not char.isprintable()})
 
 
 _SHORT_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}

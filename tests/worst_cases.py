@@ -1,0 +1,133 @@
+"""Files of about a megabyte, each with as much of one structure as fits: where time or memory would run away."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from .build import ARRAY, BOOL, F16, F32, I8, STRING, UINT8, UINT16, UINT32, Build
+
+MEGABYTE = 1 << 20
+
+
+def _name(i: int) -> bytes:
+    return np.base_repr(i, 36).lower().encode()
+
+
+def _strings(lengths: list[int], fill: bytes, version: int = 3, order: str = "little") -> bytes:
+    """One array of strings, of these lengths in turn."""
+    b = Build(version, "big" if order == "big" else "little")
+    prefix = struct.Struct((">" if order == "big" else "<") + ("I" if version == 1 else "Q"))
+    pieces = [prefix.pack(n) + fill * n for n in lengths]
+    count = len(lengths) * (MEGABYTE // sum(map(len, pieces)))
+    b.start(0, 1).array(b"tokenizer.ggml.tokens", STRING, count)
+    return bytes(b.raw(b"".join(pieces) * (count // len(lengths))))
+
+
+def _pairs(make: Callable[[Build, bytes], object]) -> bytes:
+    """As many pairs as fit."""
+    trial = Build()
+    make(trial.start(0, 1), b"aaa")
+    count = MEGABYTE // (len(trial) - 24)
+    b = Build().start(0, count)
+    for i in range(count):
+        make(b, b"%3s" % _name(i + 36**2))
+    return bytes(b)
+
+
+def _infos(count: int, make: Callable[[Build, bytes, int], object], data: int = 0, alignment: int = 32) -> bytes:
+    b = Build().start(count, int(alignment != 32))
+    if alignment != 32:
+        b.number(b"general.alignment", UINT32, alignment)
+    for i in range(count):
+        make(b, b"%3s" % _name(i + 36**2), i)
+    return bytes(b.pad(alignment).raw(bytes(data)))
+
+
+def _one_tensor(name: bytes, ne: list[int], type_: int, data: bytes) -> bytes:
+    return bytes(Build().start(1, 0).tensor(name, ne, type_).data(data))
+
+
+def _long_value(value: bytes, times: int = 1) -> bytes:
+    b = Build().start(0, times)
+    for i in range(times):
+        b.text(_name(i), value)
+    return bytes(b)
+
+
+def worst_cases() -> Iterator[tuple[str, bytes]]:
+    """Names and files."""
+    for name, lengths, fill in (
+        ("empty strings", [0], b""),
+        ("strings of 1", [1], b"x"),
+        ("strings of 7 NULs", [7], b"\0"),
+        ("strings of 8 NULs", [8], b"\0"),
+        ("strings of 255", [255], b"x"),
+        ("strings of 256", [256], b"x"),
+        ("strings of 0 and 300", [0, 300], b"x"),
+        ("strings of 0, 1, 2, 300, 7, 255, 256", [0, 1, 2, 300, 7, 255, 256], b"\1"),
+        ("strings of 0xFF", [3], b"\xff"),
+        ("strings of 70000", [70_000], b"\0"),
+    ):
+        for version, order in ((3, "little"), (3, "big"), (1, "little")):
+            yield f"{name}, v{version} {order}", _strings(lengths, fill, version, order)
+    yield "pairs of u8", _pairs(lambda b, key: b.number(key, UINT8, 1))
+    yield "pairs with bad keys", _pairs(lambda b, key: b.number(key.upper() + b"-", UINT8, 1))
+    yield "pairs of odd bools", _pairs(lambda b, key: b.pair(key, BOOL).raw(b"\2"))
+    yield "pairs of empty texts", _pairs(lambda b, key: b.text(key, b""))
+    yield "pairs of undecodable texts", _pairs(lambda b, key: b.text(key, b"\xff"))
+    yield "arrays of one u8", _pairs(lambda b, key: b.numbers(key, UINT8, [1]))
+    yield "arrays of nothing", _pairs(lambda b, key: b.numbers(key, UINT8, []))
+    yield "arrays of one string", _pairs(lambda b, key: b.texts(key, [b""]))
+    yield "arrays of 3 strings", _pairs(lambda b, key: b.texts(key, [b"", b"\xff", b""]))
+    yield "one key", bytes(Build().start(0, 1).number(b"k" * MEGABYTE, UINT8, 1))
+    keys = Build().start(0, 16)
+    for i in range(16):
+        keys.number(b"%02d" % i + b"k" * (MEGABYTE // 16), UINT8, 1)
+    yield "16 long keys", bytes(keys)
+    yield "one text", _long_value(b"v" * MEGABYTE)
+    yield "one text of 0xFF", _long_value(b"\xff" * MEGABYTE)
+    yield "one text, wide", _long_value("🦙".encode() + b"v" * MEGABYTE)
+    yield "one text of escapes", _long_value(b"\x1b" * MEGABYTE)
+    yield "architecture", bytes(Build().start(0, 1).text(b"general.architecture", b"\x1b[31m" * (MEGABYTE // 5)))
+    yield "array of u8", bytes(Build().start(0, 1).array(b"k", UINT8, MEGABYTE, bytes(MEGABYTE)))
+    yield "array of odd bools", bytes(Build().start(0, 1).array(b"k", BOOL, MEGABYTE, b"\2" * MEGABYTE))
+    yield "array of arrays", bytes(Build().start(0, 1).array(b"k", ARRAY, 1000, bytes(MEGABYTE)))
+    yield (
+        "nested arrays",
+        bytes(Build().start(0, 1).array(b"k", ARRAY, 1).raw(struct.pack("<IQ", ARRAY, 1) * (MEGABYTE // 12))),
+    )
+    yield "empty tensors", _infos(29_000, lambda b, name, i: b.tensor(name, [0]))
+    yield "unknown types", _infos(29_000, lambda b, name, i: b.tensor(name, [1], 99))
+    yield "undecodable names", _infos(26_000, lambda b, name, i: b.tensor(name + b"\xff\0\x1b", [0]))
+    tiny = 24_000
+    yield "tiny tensors", _infos(tiny, lambda b, name, i: b.tensor(name, [1], I8, 8 * i), 8 * tiny, 8)
+    yield "tensors backwards", _infos(tiny, lambda b, name, i: b.tensor(name, [1], I8, 8 * (tiny - 1 - i)), 8 * tiny, 8)
+    yield "tensors that overlap", _infos(tiny, lambda b, name, i: b.tensor(name, [9], I8, 8 * i), 8 * tiny + 8, 8)
+    yield "tensors with holes", _infos(tiny, lambda b, name, i: b.tensor(name, [1], I8, 16 * i), 16 * tiny, 8)
+    yield "last name twice", _infos(29_000, lambda b, name, i: b.tensor(name if i < 28_999 else b"100", [0]))
+    yield "last tensor unaligned", _infos(29_000, lambda b, name, i: b.tensor(name, [0], F32, i // 28_999))
+    yield "last tensor beyond", _infos(29_000, lambda b, name, i: b.tensor(name, [0], F32, (i // 28_999) << 40))
+    yield "scalars", _infos(24_000, lambda b, name, i: b.tensor(name, [], F32, 4 * i), 96_000, 4)
+    yield "dots", _one_tensor(b"." * MEGABYTE, [1], I8, b"\1")
+    yield "digits", _one_tensor(b"9" * MEGABYTE, [1], I8, b"\1")
+    yield "layers", _one_tensor(b"blk.1." * (MEGABYTE // 6), [1], I8, b"\1")
+    yield "NaNs", _one_tensor(b"w", [MEGABYTE // 2], F16, b"\xff" * MEGABYTE)
+    yield "0xFF padding", _infos(10, lambda b, name, i: b.tensor(name, [1], I8, (1 << 16) * i), 1 << 20, 1 << 16)
+    for type_, size in ((10, 84), (16, 66), (19, 50), (29, 56), (39, 17), (41, 18), (42, 18), (34, 54)):
+        elements = {39: 32, 41: 128, 42: 64}.get(type_, 256)
+        count = MEGABYTE // size
+        yield f"blocks of type {type_}", _one_tensor(b"w", [elements, count], type_, b"\xff" * (size * count))
+    yield "trailing bytes", bytes(Build().start(0, 0).pad()) + b"\xff" * MEGABYTE
+    yield (
+        "split of 65535",
+        bytes(
+            Build()
+            .start(0, 2)
+            .number(b"split.count", UINT16, 65535)
+            .number(b"split.no", UINT16, 0)
+            .raw(bytes(MEGABYTE))
+        ),
+    )
