@@ -20,11 +20,15 @@ DEFAULT_BUFFER_SIZE: Final = 64 * 1024
 
 
 class _Raw(io.RawIOBase):
-    """The caller's file as a raw stream: `io.BufferedReader` closes what it wraps, and this takes that blow."""
+    """The caller's file as a raw stream: `io.BufferedReader` closes what it wraps, and this takes that blow.
+
+    The position is counted here: `io.BufferedReader` asks for it with every ``tell``, a file would ask the system.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self._readinto = getattr(file, "readinto", None)
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -33,22 +37,24 @@ class _Raw(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        count: int | None
         if self._readinto is not None:
-            count: int | None = self._readinto(buffer)
-            return count
-        data = self._file.read(len(buffer))
-        if data is None:
-            return None
-        buffer[: len(data)] = data
-        return len(data)
+            count = self._readinto(buffer)
+        else:
+            data = self._file.read(len(buffer))
+            count = None if data is None else len(data)
+            buffer[: count or 0] = data or b""
+        self._position += count or 0
+        return count
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         result = self._file.seek(offset, whence)
         # Some file-likes return nothing from seek().
-        return int(self._file.tell() if result is None else result)
+        self._position = int(self._file.tell() if result is None else result)
+        return self._position
 
     def tell(self) -> int:
-        return int(self._file.tell())
+        return self._position
 
 
 class BufferedSeeker:
