@@ -64,3 +64,13 @@ def test_the_blocks_run(code: str, names: dict[str, Any]) -> None:
 
 def test_there_are_blocks() -> None:
     assert len(BLOCKS) >= 2
+
+
+def test_the_tests_that_it_names_exist() -> None:
+    file, named = "", re.findall(r"`(?:tests/)?(test_\w+\.py)?(?:::(test_\w+))?`", README)
+    for given, test in named:
+        file = given or file
+        if file:
+            text = (Path(__file__).parent / file).read_text(encoding="utf-8")
+            assert not test or f"def {test}(" in text, f"{file}::{test}"
+    assert len([test for _, test in named if test]) > 10
