@@ -211,7 +211,8 @@ def timed(benchmark: Any) -> Iterator[Timed]:
             target(*arguments)
             once = time.perf_counter() - start
             del arguments
-            rounds = max(1 if once > 3 * seconds else 3, min(max_rounds, int(seconds / max(once, 1e-6))))
+            least = 3 if once < seconds else 2 if once < 3 * seconds else 1
+            rounds = max(least, min(max_rounds, int(seconds / max(once, 1e-6))))
         return benchmark.pedantic(target, setup=setup, rounds=rounds)
 
     yield run_timed
