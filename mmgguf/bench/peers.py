@@ -182,7 +182,11 @@ def _torch_open(path: str) -> Any:
 
 def _tinygrad_open(path: str) -> Any:
     tensor = _module("tinygrad", "tinygrad").Tensor(Path(path))
-    return _module("tinygrad.nn.state", "tinygrad").gguf_load(tensor)
+    try:
+        module = _module("tinygrad.llm.gguf", "tinygrad")
+    except Unavailable:  # where older versions have it
+        module = _module("tinygrad.nn.state", "tinygrad")
+    return module.gguf_load(tensor)
 
 
 def _mlx_open(path: str) -> Any:
