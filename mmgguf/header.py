@@ -246,6 +246,7 @@ class _Parser:
         self.chain = Chain(self.byte_order, width)
         self.u32 = struct.Struct(order + "I")
         self.size_t = self.chain.prefix
+        self.array_head = struct.Struct(order + "I" + ("I" if width == 4 else "Q"))
         self.numbers = {type_: struct.Struct(order + row.code) for type_, row in NUMBERS.items()}
         ne = "I" if self.version == 1 else "Q"
         # What follows n_dims in a tensor info: ne, ggml type, offset.
@@ -343,21 +344,27 @@ class _Parser:
         return self.seeker.unpack(self.numbers[type_], what)[0]
 
     def array(self, what: str) -> ArrayInfo:
-        element_type = self.value_type(f"{what}: element")
+        seeker = self.seeker
+        number, count = seeker.unpack(self.array_head, what)
+        offset = seeker.tell()
+        element_type = _VALUE_TYPES.get(number)
+        if element_type is None:
+            where = offset - self.array_head.size
+            raise FormatError(f"{what}: element: value type {number} at byte {where}, the last one is 12")
         if element_type is ValueType.ARRAY:
-            raise FormatError(f"{what}: array of arrays at byte {self.seeker.tell() - 4}; ggml refuses these too")
-        count = self.size(what)
+            where = offset - self.array_head.size
+            raise FormatError(f"{what}: array of arrays at byte {where}; ggml refuses these too")
         is_string = element_type is ValueType.STRING
         least = self.size_t.size if is_string else NUMBERS[element_type].dtype.itemsize
-        self.require(count, least, f"{what}: array length")
-        offset = self.seeker.tell()
+        if count * least > seeker.size - offset:
+            self.require(count, least, f"{what}: array length")
         if is_string:
-            nbytes, pieces = scan(self.seeker, count, self.chain, what, keep=self.retained is not None)
+            nbytes, pieces = scan(seeker, count, self.chain, what, keep=self.retained is not None)
         else:
             nbytes = count * least
-            pieces = [self.seeker.read(nbytes, what)] if self.retained is not None else []
+            pieces = [seeker.read(nbytes, what)] if self.retained is not None else []
             if self.retained is None:
-                self.seeker.seek(offset + nbytes)
+                seeker.seek(offset + nbytes)
         if self.retained is not None and nbytes:
             self.retained.keep(offset, b"".join(pieces))
         return ArrayInfo(element_type, count, offset, nbytes)

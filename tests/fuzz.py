@@ -3,6 +3,7 @@
 In the ordinary tests a fixed number of examples (`test_fuzz`); at length, by hand::
 
     python -m tests.fuzz --minutes 10                  # reports executions, distinct errors and peak memory
+    python -m tests.fuzz --minutes 10 --differential   # and whether ggml's own reader judges alike
     python -m tests.fuzz --minutes 10 --atheris        # guided by coverage, where atheris installs
     python -m tests.fuzz --worst                       # times and memory of the largest structures in a megabyte
     python -m tests.fuzz --replay FOLDER               # the saved reproducers once more
@@ -13,6 +14,7 @@ The long run is a process of its own that is started again if it dies; what it w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import io
 import os
@@ -390,8 +392,8 @@ def _uses(data: bytes, path: Path) -> list[tuple[str, Callable[[], Any]]]:
 class Run:
     """One process of the long run: inputs until the time is over, each noted before it is used."""
 
-    def __init__(self, folder: Path, until: float) -> None:
-        self.folder, self.until = folder, until
+    def __init__(self, folder: Path, until: float, against_c: Callable[[bytes], object] | None = None) -> None:
+        self.folder, self.until, self.against_c = folder, until, against_c
         self.path = folder / "input.gguf"
         self.bounds = Bounds()
         self.errors: Counter[str] = Counter()
@@ -406,6 +408,8 @@ class Run:
         cli = self.executions % 200 == 0
         try:
             found = self.bounds.run("input", lambda: judge(data, self.path, cli))
+            if self.against_c is not None:
+                self.against_c(data)
         except Exception as error:
             self.violations += 1
             name = f"{type(error).__name__}-{error_key(error).split()[-1].replace(':', '-')}-{len(data)}"
@@ -452,13 +456,14 @@ class Run:
         return "\n".join(lines)
 
 
-def long_run(minutes: float, folder: Path, first_seed: int) -> int:
+def long_run(minutes: float, folder: Path, first_seed: int, differential: bool) -> int:
     """Start workers until the time is over; the exit status is 1 if anything was found."""
     folder.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * minutes
     crashes = 0
     while (left := until - time.monotonic()) > 1:
         command = [sys.executable, "-m", "tests.fuzz", "--worker", "--minutes", f"{left / 60}", "--folder", str(folder)]
+        command += ["--differential"] * differential
         status = subprocess.run([*command, "--seed", str(first_seed + 1_000_000 * crashes)], check=False).returncode
         if status in (0, 1):
             return status
@@ -493,6 +498,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--atheris", action="store_true", help="guided by coverage")
+    parser.add_argument("--differential", action="store_true", help="hold each input against the C library as well")
     parser.add_argument("--worst", action="store_true", help="measure the largest structures only")
     parser.add_argument("--replay", type=Path, help="a file, or a folder of reproducers")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -508,13 +514,22 @@ def main() -> int:
             print(path.name, judge(path.read_bytes(), Path(tempfile.mkdtemp()) / "replay.gguf", cli=True))
         return 0
     if not (options.worker or options.atheris):
-        return long_run(options.minutes, options.folder, options.seed)
+        return long_run(options.minutes, options.folder, options.seed, options.differential)
     options.folder.mkdir(parents=True, exist_ok=True)
-    run = Run(options.folder, time.monotonic() + 60 * options.minutes)
-    if options.atheris:
-        _atheris(run, options.minutes)
-    else:
-        run.loop(options.seed)
+    until = time.monotonic() + 60 * options.minutes
+    with contextlib.ExitStack() as stack:
+        against_c = None
+        if options.differential:
+            from .differential import Judge, Oracle
+
+            against_c = Judge(stack.enter_context(Oracle()), options.folder / "differential.gguf")
+        run = Run(options.folder, until, against_c)
+        if options.atheris:
+            _atheris(run, options.minutes)
+        else:
+            run.loop(options.seed)
+        if against_c is not None:
+            print("against C:", dict(against_c.explained))
     print(run.report(), flush=True)
     return int(run.violations > 0)
 
