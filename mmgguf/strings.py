@@ -36,6 +36,9 @@ __all__ = ["Chain", "StringArray", "decode", "encode", "scan"]
 #: Bytes looked at together: about what a core's second-level cache holds along with the intermediate arrays.
 WINDOW: Final = 256 * 1024
 
+#: Bytes that a string and its length take in vocabularies, with something to spare.
+_ORDINARY: Final = 32
+
 _FF_TO_NUL: Final = bytes(range(255)) + b"\0"
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -183,10 +186,11 @@ def scan(seeker: BufferedSeeker, count: int, chain: Chain, what: str, keep: bool
     left = count
     while left:
         # Each string to come takes a length at least, so this much cannot be beyond the array.  Towards its end, what
-        # lies in the buffer anyway saves many small steps.
+        # lies in the buffer anyway saves many small steps.  But not all of it for a few strings: a file may have
+        # thousands of such arrays.
         safe = left * width
         if safe < DEFAULT_BUFFER_SIZE:
-            safe = max(safe, seeker.buffered)
+            safe = max(safe, min(seeker.buffered, left * _ORDINARY))
         window = scratch[: min(len(scratch), safe)]
         seeker.readinto(window, what)
         found, end = chain.walk(window, left, None)

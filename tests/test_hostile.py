@@ -142,6 +142,25 @@ def test_a_tensor_without_dimensions_is_dequantized() -> None:
             assert out == 2.5
 
 
+def test_many_little_arrays_are_not_read_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each array looks a little ahead in the buffer, not through all of it."""
+    b = Build().start(0, 5000)
+    for i in range(5000):
+        b.texts(b"%d" % i, [b"", b"x"])
+    looked_at = 0
+    readinto = mmgguf.BufferedSeeker.readinto
+
+    def counting(self: mmgguf.BufferedSeeker, buffer: Any, what: str = "") -> None:
+        nonlocal looked_at
+        looked_at += len(buffer)
+        readinto(self, buffer, what)
+
+    monkeypatch.setattr(mmgguf.BufferedSeeker, "readinto", counting)
+    header = mmgguf.read_header(io.BytesIO(bytes(b)))
+    assert list(header.metadata["4999"]) == ["", "x"]
+    assert 0 < looked_at < 4 * len(b)
+
+
 # What a file says of itself, behind a typed getter.
 
 

@@ -93,9 +93,10 @@ def file(f: GGUFFile, dequantize: bool = True) -> None:
     bounded(repr(f))
     metadata(f.metadata)
     for shard in f.shards:
-        for name in shard.header.tensors:
+        for number, name in enumerate(shard.header.tensors):
             assert f[name].path == shard.path
-            tensor(f[name], dequantize)
+            # Of thousands of tensors, the time that the calls take is the tests', not the file's.
+            tensor(f[name], dequantize and number < 200)
     attempts: list[Any] = [
         lambda: f.architecture,
         lambda: dict(f.config),
