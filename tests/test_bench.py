@@ -69,7 +69,8 @@ def test_cache_is_cold_after_evicting(tmp_path: Path) -> None:
     # Not exactly all and nothing: the kernel moves pages about while one looks.
     assert measure.is_cached(path) > 0.5
     measure.evict(path)
-    assert measure.is_cached(path) < 0.1
+    # Other places than `evict` has asked about: the kernel starts to read a page that it had to say no to.
+    assert measure.is_cached(path, samples=61) < 0.1
 
 
 def test_plain_parser_agrees(model: str) -> None:
