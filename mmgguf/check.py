@@ -27,7 +27,7 @@ from .finite import finite_tests
 from .header import Header
 from .metadata import Metadata
 from .seeker import BufferedSeeker
-from .strings import encode
+from .strings import StringArray, decode, encode
 from .tensor import Tensor
 from .values import NUMBERS
 
@@ -231,11 +231,7 @@ class _Structure:
 
     def strings(self, key: str, offset: int) -> None:
         array = self.metadata[key]
-        bad = 0
-        for start in range(0, len(array), 1 << 15):
-            portion = array[start : start + (1 << 15)]
-            if not _is_utf8("".join(portion)):
-                bad += sum(not _is_utf8(item) for item in portion)
+        bad = _count_undecodable(array)
         if bad:
             # Vocabularies of bytes do this, and every reader copes.
             text = f"{bad} of {len(array)} strings are not UTF-8"
@@ -361,6 +357,25 @@ class _Structure:
 
 def _before(where: str) -> str:
     return where if where.startswith(("between ", "at the end")) else f"before {shown(where)}"
+
+
+def _count_undecodable(array: StringArray) -> int:
+    """How many strings are not UTF-8."""
+    raw = array.encoded()
+    if raw.isascii():
+        return 0
+    bad = position = 0
+    if len(raw) < 4096:  # by hand: there may be thousands of such arrays
+        while position < len(raw):
+            end = position + 8 + int.from_bytes(raw[position : position + 8], "little")
+            bad += not _is_utf8(decode(raw[position + 8 : end]))
+            position = end
+        return bad
+    for start in range(0, len(array), 1 << 15):
+        portion = array[start : start + (1 << 15)]
+        if not _is_utf8("".join(portion)):
+            bad += sum(not _is_utf8(item) for item in portion)
+    return bad
 
 
 def _is_utf8(text: str) -> bool:
