@@ -9,7 +9,6 @@ header, and so is the number of findings: of each kind only the first are told, 
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import re
@@ -26,7 +25,6 @@ from .file import GGUFFile, Shard, open
 from .finite import finite_tests
 from .header import Header
 from .metadata import Metadata
-from .seeker import BufferedSeeker
 from .strings import StringArray, decode, encode
 from .tensor import Tensor
 from .values import NUMBERS
@@ -148,24 +146,24 @@ class _Structure:
         self.shard = shard
         self.header: Header = shard.header
         self.metadata: Metadata = shard.header.metadata
+        # By place, never through the descriptor's position, which every look at an array's bytes moves.
+        self.region = shard.file.region
         self.add = report.add
 
     def check(self) -> None:
-        with io.FileIO(self.shard.file.descriptor, closefd=False) as raw:
-            self.seeker = BufferedSeeker(raw)
-            self.file()
-            end = self.pairs()
-            self.meaning()
-            self.split()
-            self.infos(end)
-            self.places()
+        self.file()
+        end = self.pairs()
+        self.meaning()
+        self.split()
+        self.infos(end)
+        self.places()
 
     def file(self) -> None:
         header = self.header
         if not _follows_naming_convention(os.path.basename(self.shard.path)):
             text = "the name is not <BaseName>-<SizeLabel>-<FineTune>-<Version>-<Encoding>-<Type>-<Shard>.gguf"
             self.add("note", "file-name", "", text)
-        if self.seeker.read(4) != MAGIC:
+        if self.region(0, 4).tobytes() != MAGIC:
             self.add("warning", "magic-reversed", "", "the magic is FUGG, must be GGUF in either byte order", 0)
         if header.version < 3:
             text = f"version {header.version}, the current one is 3"
@@ -200,8 +198,7 @@ class _Structure:
                 position += width + len(raw)
             else:
                 if type_ is ValueType.BOOL:
-                    self.seeker.seek(position)
-                    (byte,) = self.seeker.read(1)
+                    byte = self.region(position, 1)[0]
                     if byte > 1:
                         self.add("warning", "bool-byte", key, f"a bool is stored as {byte}, must be 0 or 1", position)
                 position += NUMBERS[type_].dtype.itemsize
@@ -219,9 +216,8 @@ class _Structure:
             self.add("warning", "key-style", key, text, position)
 
     def bools(self, key: str, offset: int, nbytes: int) -> None:
-        self.seeker.seek(offset)
         for start in range(0, nbytes, CHUNK_SIZE):
-            chunk = np.frombuffer(self.seeker.read(min(CHUNK_SIZE, nbytes - start)), np.uint8)
+            chunk = self.region(offset + start, min(CHUNK_SIZE, nbytes - start))
             odd = chunk > 1
             if odd.any():
                 at = int(odd.argmax())
@@ -343,16 +339,13 @@ class _Structure:
                 self.add("warning", "trailing-bytes", "", f"{size - padded} bytes after the last tensor", padded)
 
     def padding(self, start: int, end: int, where: str) -> None:
-        if start < end:
-            self.seeker.seek(start)
-        while start < end:
-            chunk = self.seeker.read(min(CHUNK_SIZE, end - start))
-            rest = chunk.lstrip(b"\0")
-            if rest:
-                at = start + len(chunk) - len(rest)
-                self.add("warning", "padding", "", f"padding {_before(where)} is {rest[0]}, must be 0", at)
+        for at in range(start, end, CHUNK_SIZE):
+            chunk = self.region(at, min(CHUNK_SIZE, end - at))
+            if chunk.any():
+                first = int((chunk != 0).argmax())
+                text = f"padding {_before(where)} is {chunk[first]}, must be 0"
+                self.add("warning", "padding", "", text, at + first)
                 return
-            start += len(chunk)
 
 
 def _before(where: str) -> str:

@@ -86,6 +86,11 @@ def bools(b: Build) -> None:
     b.array(b"a.flags", BOOL, 4, b"\0\1\3\2")
 
 
+def many_bools_after_strings(b: Build) -> None:
+    faultless(b, pairs=2).texts(b"a.words", [b"x", b"y"])
+    plain(b.array(b"a.flags", BOOL, 70_000, b"\1" * 69_999 + b"\3"))
+
+
 #: What is wrong, the findings, where, a part of the first message, and what stands at the byte that it names.
 CASES_OF_FINDINGS: list[tuple[str, Callable[[Build], object], list[str], str, str, bytes | None]] = [
     ("nothing", lambda b: plain(faultless(b)), [], "", "", None),
@@ -132,6 +137,7 @@ CASES_OF_FINDINGS: list[tuple[str, Callable[[Build], object], list[str], str, st
     ),
     ("bool-2", pair(lambda b: b.pair(b"a", BOOL).raw(b"\2")), ["warning bool-byte"], "a", "stored as 2", b"\2"),
     ("bools", pair(bools), ["warning bool-byte"], "a.flags", "stored as 3", b"\3\2"),
+    ("many-bools", many_bools_after_strings, ["warning bool-byte"], "a.flags", "stored as 3", b"\3"),
     ("bools-right", pair(lambda b: b.array(b"a", BOOL, 3, b"\0\1\1")), [], "", "", None),
     ("alignment-4", aligned(4), ["warning alignment"], "general.alignment", "4 is not a multiple of 8", None),
     ("alignment-8", aligned(8), [], "", "", None),
