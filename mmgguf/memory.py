@@ -21,6 +21,7 @@ import mmap
 import os
 import stat
 import sys
+import threading
 import weakref
 from typing import Any, Final, Literal
 
@@ -143,8 +144,9 @@ class StorageFile:
 
     def require_unchanged(self) -> None:
         """Raise `FileChangedError` if the file has grown or shrunk since it was opened."""
-        # A third of fstat's time, which makes a record.  Nobody uses the descriptor's position.
-        size = os.lseek(self.descriptor, 0, os.SEEK_END)
+        # lseek takes a third of fstat's time, which makes a record.  Where there is pread, nobody uses the position.
+        descriptor = self.descriptor
+        size = os.lseek(descriptor, 0, os.SEEK_END) if hasattr(os, "pread") else os.fstat(descriptor).st_size
         if size != self.identity[0]:
             raise FileChangedError(
                 f"{self.path}: had {self.size} bytes when it was opened, has {size} now: open it again"
@@ -205,7 +207,8 @@ class MappedFile(StorageFile):
     def __init__(self, descriptor: int, path: str, mode: Mode) -> None:
         super().__init__(descriptor, path, mode)
         # Keeps mmap from duplicating the descriptor, which would stay open as long as the views live.
-        options: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        has_trackfd = sys.version_info >= (3, 13) and sys.platform != "win32"
+        options: dict[str, Any] = {"trackfd": False} if has_trackfd else {}
         if mode == "c" and _NO_RESERVE:
             # Otherwise Linux refuses a file larger than memory, though only pages that are written to need any.
             options |= {"flags": mmap.MAP_PRIVATE | _NO_RESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
@@ -310,13 +313,25 @@ def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
             count = os.preadv(descriptor, [buffer[done:]], offset + done)
         else:
-            part = os.pread(descriptor, min(len(buffer) - done, 1 << 24), offset + done)
+            part = _pread(descriptor, min(len(buffer) - done, 1 << 24), offset + done)
             count = len(part)
             buffer[done : done + count] = part
         if not count:
             break
         done += count
     return done
+
+
+#: Windows has neither preadv nor pread.  One for all files, as descriptors may share a position.
+_position: Final = threading.Lock()
+
+
+def _pread(descriptor: int, count: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    with _position:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, count)
 
 
 # ---------------------------------------------------------------- opening

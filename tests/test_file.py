@@ -285,6 +285,19 @@ def test_many_threads_read_one_file(backend: Any, path: Path) -> None:
     assert not failures
 
 
+@pytest.mark.parametrize("lacking", [("preadv",), ("preadv", "pread", "posix_fadvise")], ids=["macOS", "Windows"])
+def test_many_threads_read_one_file_where_the_system_lacks(
+    lacking: tuple[str, ...], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = mmgguf.digest(path), mmgguf.verify(path, data=True)
+    for name in lacking:
+        monkeypatch.delattr(os, name, raising=False)
+    test_many_threads_read_one_file("read", path)
+    assert (mmgguf.digest(path), mmgguf.verify(path, data=True)) == expected
+    with mmgguf.open(path, backend="read", access="random") as f:
+        f.prefetch(wait=True)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @BACKENDS
 def test_a_forked_child_can_go_on(backend: Any, path: Path) -> None:
