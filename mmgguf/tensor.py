@@ -141,13 +141,15 @@ class Tensor:
         ndarray
             A part of `data` along its first axis; `mmgguf.dequantize` makes numbers of it.
         """
-        start, stop = _share(self.data.shape[0] if self.ndim else 1, rank, world)
-        return self.data[start:stop] if self.ndim else self.data
+        data = self.data
+        start, stop = _share(data.shape[0] if data.ndim else 1, rank, world)
+        return data[start:stop] if data.ndim else data
 
     def columns(self, rank: int, world: int) -> npt.NDArray[Any]:
         """As `rows`, along the fastest axis: shares begin and end at block boundaries."""
-        start, stop = _share(self.data.shape[-1] if self.ndim else 1, rank, world)
-        return self.data[..., start:stop] if self.ndim else self.data
+        data = self.data
+        start, stop = _share(data.shape[-1] if data.ndim else 1, rank, world)
+        return data[..., start:stop] if data.ndim else data
 
     def dequantize(
         self,
@@ -229,7 +231,7 @@ class Tensor:
         """The part of an index that selects rows, and the part for the last axis; None for what mixes the two."""
         parts = list(key) if isinstance(key, tuple) else [key]
         for part in parts:
-            if part is None or (not isinstance(part, slice) and np.ndim(part) and np.asarray(part).dtype == np.bool_):
+            if part is None or (not isinstance(part, slice) and np.asarray(part).dtype == np.bool_):
                 return (), None
         ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
         if len(parts) - len(ellipses) > self.ndim or len(ellipses) > 1:

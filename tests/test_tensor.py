@@ -12,6 +12,7 @@ import pytest
 
 import mmgguf
 from mmgguf import GGMLType, dequant
+from mmgguf.memory import ReadFile
 
 from .cases import random_tensor
 from .test_file import KEYS
@@ -61,6 +62,8 @@ def test_numbers_do_not_depend_on_how_they_are_asked_for(type_: GGMLType, file: 
         keys = [key for key in KEYS if name == "experts" or not isinstance(key, tuple) or len(key) < 2]
         keys += [slice(n // 3, n // 2), slice(-5, None)] if name == "vector" else []
         keys += [(..., slice(1, n, 7)), (..., slice(n // 2, n // 2)), (..., n - 1), (..., slice(-3, None))]
+        # To numpy a bool is no number: it adds an axis of 1 or 0.
+        keys += [True, np.False_, (..., True), (0, True)]
         for key in keys:
             if isinstance(key, np.ndarray) and key.dtype == bool:
                 key = np.arange(len(t)) % 2 == 0
@@ -87,6 +90,18 @@ def test_only_the_blocks_that_are_needed_are_dequantized(
         seen.clear()
         t[key]
         assert seen == [blocks], key
+
+
+def test_a_share_is_read_once(file: mmgguf.GGUFFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = file["Q4_K.matrix"].data
+    reads: list[int] = []
+    array = ReadFile.array
+    monkeypatch.setattr(ReadFile, "array", lambda self, *where: reads.append(0) or array(self, *where))
+    with mmgguf.open(file.path, backend="read") as f:
+        assert f["Q4_K.matrix"].rows(1, 2).tobytes() == expected[2:].tobytes()
+        assert f["Q4_K.matrix"].columns(0, 3).tobytes() == expected[:, :1].tobytes()
+        assert f["scalar"].rows(1, 2).shape == ()
+    assert len(reads) == 3
 
 
 def test_plain_types_become_the_dtype_that_is_asked_for(file: mmgguf.GGUFFile) -> None:
