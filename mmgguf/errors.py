@@ -23,7 +23,7 @@ permission) stays the ordinary `OSError`.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 __all__ = [
     "ClosedError",
@@ -116,3 +116,8 @@ class MissingExtraError(ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; get it with: pip install 'mmgguf[{extra}]'", name=package)
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # ImportError's own way calls the class with the message, and a worker's error must come back to its caller.
+        return type(self), (self.name, self.extra)
