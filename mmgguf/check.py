@@ -12,35 +12,32 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 
-from .constants import MAGIC, QUANTIZATION_VERSION, GGMLType, ValueType
-from .contents import CHUNK_SIZE, chunks
+from .constants import MAGIC, MAX_KEY_SIZE, MAX_NAME_SIZE, QUANTIZATION_VERSION, GGMLType, ValueType
+from .contents import CHUNK_SIZE, stored_chunks
 from .errors import MetadataTypeError, shown
 from .file import GGUFFile, Shard, open
 from .finite import finite_tests
 from .header import Header
 from .metadata import Metadata
-from .strings import StringArray, decode, encode
+from .strings import StringArray, decode, encode, is_utf8
 from .tensor import Tensor
 from .values import NUMBERS
+from .walk import Progress
 
 __all__ = ["Finding", "verify"]
 
 Severity = Literal["error", "warning", "note"]
-Progress = Callable[[int, int], object]
 
 #: Findings of one code in one file that are told one by one.
 MAX_FINDINGS: Final = 50
 #: Blocks or values of one tensor that are told one by one.
 MAX_VALUES: Final = 8
-
-MAX_KEY_SIZE: Final = 65535
-MAX_NAME_SIZE: Final = 64
 
 _KEY: Final = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*")
 _ARCHITECTURE: Final = re.compile(r"[a-z0-9]+")
@@ -193,7 +190,7 @@ class _Structure:
             elif type_ is ValueType.STRING:
                 value: str = self.metadata[key]
                 raw = encode(value)
-                if not _is_utf8(value):
+                if not is_utf8(value):
                     self.add("warning", "value-not-utf8", key, "the string is not UTF-8", position + width)
                 position += width + len(raw)
             else:
@@ -207,7 +204,7 @@ class _Structure:
     def key(self, key: str, raw: bytes, position: int) -> None:
         if len(raw) > MAX_KEY_SIZE:
             self.add("warning", "key-too-long", key, f"key of {len(raw)} bytes, at most {MAX_KEY_SIZE}", position)
-        if not _is_utf8(key):
+        if not is_utf8(key):
             self.add("warning", "key-not-utf8", key, "the key is not UTF-8, must be ASCII", position)
         elif "\0" in key:
             self.add("warning", "key-nul", key, "the key holds a NUL, where C's readers cut it off", position)
@@ -297,7 +294,7 @@ class _Structure:
             elif len(raw) == MAX_NAME_SIZE:
                 text = "name of 64 bytes, which the specification allows, but ggml refuses"
                 self.add("warning", "name-of-64-bytes", name, text, position)
-            if not _is_utf8(name):
+            if not is_utf8(name):
                 self.add("warning", "name-not-utf8", name, "the name is not UTF-8", position)
             elif "\0" in name:
                 self.add("warning", "name-nul", name, "the name holds a NUL, where ggml cuts it off", position)
@@ -361,24 +358,14 @@ def _count_undecodable(array: StringArray) -> int:
     if len(raw) < 4096:  # by hand: there may be thousands of such arrays
         while position < len(raw):
             end = position + 8 + int.from_bytes(raw[position : position + 8], "little")
-            bad += not _is_utf8(decode(raw[position + 8 : end]))
+            bad += not is_utf8(decode(raw[position + 8 : end]))
             position = end
         return bad
     for start in range(0, len(array), 1 << 15):
         portion = array[start : start + (1 << 15)]
-        if not _is_utf8("".join(portion)):
-            bad += sum(not _is_utf8(item) for item in portion)
+        if not is_utf8("".join(portion)):
+            bad += sum(not is_utf8(item) for item in portion)
     return bad
-
-
-def _is_utf8(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # `decode` made surrogates of what was not
-        return False
-    return True
 
 
 def _follows_naming_convention(name: str) -> bool:
@@ -413,7 +400,7 @@ def _check_values(tensor: Tensor, report: _Report) -> Iterator[int]:
     if not tests:
         yield tensor.nbytes
         return
-    for first, chunk in chunks(tensor):
+    for first, chunk in stored_chunks(tensor):
         blocks = chunk.view(dtype)
         for test in tests:
             bad = test.find(blocks)

@@ -14,6 +14,8 @@ __all__ = [
     "MAGIC",
     "MAGIC_REVERSED",
     "MAX_DIMS",
+    "MAX_KEY_SIZE",
+    "MAX_NAME_SIZE",
     "QUANTIZATION_VERSION",
     "FileType",
     "GGMLType",
@@ -33,6 +35,10 @@ LEGACY_MAGICS: Final = {
 DEFAULT_ALIGNMENT: Final = 32
 #: ggml's ``GGML_MAX_DIMS``.
 MAX_DIMS: Final = 4
+#: The specification's limit for keys, in bytes.
+MAX_KEY_SIZE: Final = 65535
+#: The specification's limit for tensor names, in bytes.  ggml itself stops one short of it, at 63.
+MAX_NAME_SIZE: Final = 64
 #: ggml's ``GGML_QNT_VERSION``, the value of ``general.quantization_version`` in current files.
 QUANTIZATION_VERSION: Final = 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -19,10 +19,9 @@ from .metadata import Metadata
 from .strings import StringArray, encode
 from .tensor import Tensor
 from .values import NUMBERS, encode_string
+from .walk import Progress
 
-__all__ = ["Difference", "Digests", "chunks", "compare", "digest"]
-
-Progress = Callable[[int, int], object]
+__all__ = ["Difference", "Digests", "compare", "digest", "stored_chunks"]
 
 #: Bytes of data that are looked at together: what fits a core's second-level cache.
 CHUNK_SIZE: Final = 512 * 1024
@@ -70,7 +69,7 @@ class Digests:
     tensors: dict[str, str | None]
 
 
-def chunks(tensor: Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+def stored_chunks(tensor: Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """A tensor's data in whole blocks: the number of the first one, and bytes."""
     type_size, nbytes = tensor.layout.type_size, tensor.nbytes
     step = max(1, CHUNK_SIZE // type_size)
@@ -125,7 +124,7 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
                 continue
             tensor = known[name]
             one = empty.copy()  # looking the algorithm up takes longer than a small tensor
-            for _, chunk in chunks(tensor):
+            for _, chunk in stored_chunks(tensor):
                 one.update(_little(chunk, tensor).data)
                 done += chunk.nbytes
                 if progress is not None:
@@ -258,7 +257,7 @@ def _compare_tensors(a: GGUFFile, b: GGUFFile, progress: Progress | None) -> Ite
             continue
         count, where = 0, None
         size = ours.layout.type_size
-        for (first, x), (_, y) in zip(chunks(ours), chunks(theirs), strict=True):
+        for (first, x), (_, y) in zip(stored_chunks(ours), stored_chunks(theirs), strict=True):
             x, y = _little(x, ours), _little(y, theirs)
             if not np.array_equal(x, y):
                 differ = (x.reshape(-1, size) != y.reshape(-1, size)).any(axis=1)

@@ -17,6 +17,7 @@ from numpy.lib import format as npy
 
 from .errors import FormatError
 from .loading import Source, opened
+from .strings import is_utf8
 from .tensor import Tensor
 from .walk import Names, Progress, chunks, result_dtype, select, walk
 from .writer import replacing
@@ -81,13 +82,5 @@ def _check(tensor: Tensor, dtype: npt.DTypeLike | None, where: str) -> None:
     target = _target(tensor, dtype)
     if target.kind not in "fi" or (dtype is not None and np.dtype(dtype).kind != "f"):
         raise TypeError(f"dtype must be one of float32, float16, float64 in an .npz archive, got {np.dtype(dtype)}")
-    if "\0" in tensor.name or not _is_utf8(tensor.name):
+    if "\0" in tensor.name or not is_utf8(tensor.name):
         raise FormatError(f"{where}: {tensor.name!r:.100}: not a name that a zip archive can hold")
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

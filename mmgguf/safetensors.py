@@ -34,6 +34,7 @@ from .file import GGUFFile
 from .loading import Source, opened
 from .memory import open_descriptor
 from .metadata import Metadata
+from .strings import is_utf8
 from .values import TypedValue
 from .walk import Names, Progress, chunks, match, result_dtype, select, walk
 from .writer import TypedTensor, replacing, write
@@ -161,7 +162,7 @@ def _encode_metadata(metadata: Metadata, converted: bool) -> dict[str, str]:
             continue
         typed = metadata.typed(key)
         value = typed.value
-        if typed.type is ValueType.STRING and _is_text(value):
+        if typed.type is ValueType.STRING and is_utf8(value):
             texts[key] = value
             continue
         if typed.element_type is None:
@@ -174,14 +175,6 @@ def _encode_metadata(metadata: Metadata, converted: bool) -> dict[str, str]:
     if types:
         texts[TYPES_KEY] = json.dumps(types)
     return {"format": "pt"} | texts
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def to_gguf(

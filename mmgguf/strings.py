@@ -31,7 +31,7 @@ from .blocks import ByteOrder
 from .errors import FileChangedError, TruncatedError
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 
-__all__ = ["Chain", "StringArray", "decode", "encode", "scan"]
+__all__ = ["Chain", "StringArray", "decode", "encode", "is_utf8", "scan"]
 
 #: Bytes looked at together: about what a core's second-level cache holds along with the intermediate arrays.
 WINDOW: Final = 256 * 1024
@@ -52,6 +52,17 @@ def decode(data: bytes) -> str:
 def encode(text: str) -> bytes:
     """The bytes that `decode` made a str of."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text that `decode` made was UTF-8, and has no surrogates in the place of other bytes."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Chain:

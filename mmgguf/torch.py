@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .constants import GGMLType
+from .dequant import dequantize
 from .errors import MissingExtraError
 from .file import GGUFFile
 from .loading import Source, opened
@@ -97,8 +98,6 @@ class RawTensor(torch.Tensor):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The numbers, of shape `logical_shape`, on the same device; computed on the CPU."""
         target = _numpy_dtype(dtype)
-        from .dequant import dequantize
-
         blocks = self.cpu().contiguous().as_subclass(torch.Tensor).numpy()
         result = torch.empty(self.logical_shape, dtype=dtype)
         dequantize(blocks, self.ggml_type, dtype=target, out=_as_numpy(result))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .constants import GGMLType
+from .dequant import dequantize
 from .errors import NameNotFoundError
 from .tensor import Tensor
 
@@ -36,7 +37,7 @@ __all__ = [
 
 #: A name or a pattern with ``*``, ``?`` or ``[``, or several; None: all.
 Names = str | Iterable[str] | None
-#: Called with the stored bytes done so far and those in all, from (0, total) to (total, total).
+#: Called with the bytes done so far and those in all.
 Progress = Callable[[int, int], object]
 
 #: The most bytes of numbers that `chunks` holds at a time.
@@ -86,7 +87,7 @@ def walk(
     """Go through tensors in the file's order, asking the system for the pages of those that come next.
 
     Names and types are checked at the call, before the first tensor.  Where there is a `key`, the order is that of
-    its values.
+    its values.  `progress` is called with stored bytes, from (0, total) to (total, total).
 
     Raises
     ------
@@ -155,8 +156,6 @@ def store(blocks: npt.NDArray[Any], tensor: Tensor, out: npt.NDArray[Any]) -> No
     if blocks.dtype.kind in "iu":
         np.copyto(out, blocks)  # of the other byte order
         return
-    from .dequant import dequantize
-
     dequantize(blocks, GGMLType(tensor.type), dtype=out.dtype, out=out)
 
 

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Final, Protocol, TypeGuard, cast
 import numpy as np
 
 from .blocks import LAYOUTS, ByteOrder, Layout
-from .constants import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, GGMLType, ValueType
+from .constants import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_SIZE, MAX_NAME_SIZE, GGMLType, ValueType
 from .errors import UnknownTypeError
 from .values import TypedValue, encode_string, encode_value, infer_type
 
@@ -30,10 +30,6 @@ __all__ = ["TypedTensor", "replacing", "write"]
 
 #: What is written: 3 has version 2's layout and is the only one that may be big-endian.
 VERSION: Final = 3
-#: The specification's limit for keys, in bytes.
-MAX_KEY_SIZE: Final = 65535
-#: The specification's limit for tensor names, in bytes.  ggml itself stops one short of it, at 63.
-MAX_NAME_SIZE: Final = 64
 #: ggml stores the alignment as u32, the specification asks for a multiple of 8, ggml for a power of two.
 MIN_ALIGNMENT: Final = 8
 MAX_ALIGNMENT: Final = 1 << 31

@@ -38,6 +38,7 @@ import numpy as np
 
 from ..blocks import layout_of
 from ..constants import GGMLType
+from ..dequant import dequantize as dequantize_blocks
 from ..errors import MissingExtraError
 from .lazy import Array
 from .peer import GGUF, TENSOR_TYPES
@@ -80,9 +81,6 @@ def dequantize(data: Array, qtype: int) -> Array:
         # gguf's converters compute such tensors later, by its own machinery.
         result: Array = _original(GGUF.quants, "dequantize")(data, TENSOR_TYPES[int(qtype)])
         return result
-    # Imported here: who only reads metadata never pays for the kernels.
-    from ..dequant import dequantize as dequantize_blocks
-
     data = np.asarray(data)
     if data.dtype != np.uint8:
         data = data.view(np.uint8)
