@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import operator
 import os
 import stat
 import struct
@@ -157,7 +158,8 @@ def write(
     """
     if byte_order not in ("little", "big"):
         raise ValueError(f"byte_order: expected 'little' or 'big', got {byte_order!r}")
-    pairs = _plan_metadata(metadata, _check_alignment(alignment))
+    alignment = _check_alignment(alignment)
+    pairs = _plan_metadata(metadata, alignment)
     plans = _plan_tensors(tensors)
     header = _encode_header(pairs, plans, alignment, byte_order)
     with replacing(path) as file:
@@ -309,7 +311,10 @@ def _logical_shape(array: Array, layout: Layout, name: str) -> tuple[int, ...]:
 
 
 def _as_shape(shape: Any, name: str) -> tuple[int, ...]:
-    sizes = tuple(int(size) for size in shape)
+    try:
+        sizes = tuple(map(operator.index, shape))
+    except TypeError:
+        raise TypeError(f"{name}: shape must be a tuple of integers, got {shape!r:.60}") from None
     if any(size < 0 for size in sizes):
         raise ValueError(f"{name}: shape {sizes} has a negative size")
     return sizes

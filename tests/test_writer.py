@@ -318,6 +318,15 @@ def test_another_byte_order_keeps_every_bit(type_: GGMLType, tmp_path: Path) -> 
     assert (tmp_path / "little.gguf").read_bytes()[-(size + -size % 32) :][:size] == blocks.tobytes()
 
 
+def test_numbers_of_numpy_do_for_an_alignment(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    tensors = {"v": np.zeros(99, "f4"), "w": np.ones(3, "f4")}
+    write(path, {}, tensors, alignment=64)
+    expected = path.read_bytes()
+    write(path, {}, tensors, alignment=np.uint8(64))  # type: ignore[arg-type]
+    assert path.read_bytes() == expected
+
+
 # ---------------------------------------------------------------- what is refused
 
 F32 = np.zeros(4, "f4")
@@ -436,6 +445,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[BaseException], str]] = {
         r"shape \(3, 96\) is \(3, 3\) blocks of 32, the data has \(4, 3\)",
     ),
     "negative": (tensor(TypedTensor(fails, G.F32, (-1, 3))), ValueError, "negative"),
+    "float": (tensor(TypedTensor(F32, G.F32, (2, 2.0))), TypeError, r"w: .* integers, got \(2, 2\.0\)"),  # type: ignore[arg-type]
+    "no tuple": (tensor(TypedTensor(F32, G.F32, 4)), TypeError, "w: .* integers, got 4"),  # type: ignore[arg-type]
     "huge": (tensor(TypedTensor(fails, G.F32, (1 << 62, 2))), ValueError, "more than 63 bits"),
     "five dimensions": (tensor(np.zeros((1,) * 5, "f4")), ValueError, "5 dimensions, ggml's limit is 4"),
     "lazy without shape": (tensor(TypedTensor(fails, G.F32)), ValueError, "needs a shape"),
