@@ -159,8 +159,8 @@ class CountingFile(io.FileIO):
 def is_cached(path: str | os.PathLike[str], samples: int = 64) -> float:
     """The share of a file's pages that are in the page cache, from pages spread evenly over it.
 
-    Asks with ``preadv2(RWF_NOWAIT)``, which gives up where it would have to wait for the disk.  The kernel may then read
-    that page by itself, so asking again about the same places tells nothing.
+    Asks with ``preadv2(RWF_NOWAIT)``, which gives up where it would have to wait for the disk.  The kernel may then
+    read that page by itself, so asking again about the same places tells nothing.
 
     Raises
     ------
