@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .errors import MissingExtraError
@@ -9,6 +10,11 @@ from .errors import MissingExtraError
 
 def main() -> None:
     """Run the command line; without its extra, say how to install it and exit with status 1."""
+    # Closed ones (`mmgguf ls FILE >&-`) are None.  What opens them again also keeps files from taking their numbers.
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays open
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         from mmgguf.cli import app
 

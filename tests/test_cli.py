@@ -492,6 +492,13 @@ def test_a_full_disk(model: Path) -> None:
     assert re.fullmatch("mmgguf: (the output ended early: )?No space left on device\n", done.stderr)
 
 
+@posix
+@pytest.mark.parametrize(("arguments", "status"), [(["ls"], 0), (["show"], 0), (["verify", "--nope"], 2)])
+def test_closed_streams(arguments: list[str], status: int, model: Path) -> None:
+    command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *MMGGUF, *arguments, str(model)]
+    assert subprocess.run(command, check=False).returncode == status
+
+
 @pytest.mark.parametrize("command", [("ls", "--json"), ("show", "--full")], ids=" ".join)
 def test_a_closed_pipe(command: tuple[str, ...], tmp_path: Path) -> None:
     # More than a pipe holds, so that the writer is still busy when the reader goes away.
