@@ -499,6 +499,17 @@ def test_closed_streams(arguments: list[str], status: int, model: Path) -> None:
     assert subprocess.run(command, check=False).returncode == status
 
 
+def test_what_the_commands_do_not_need_is_not_imported(model: Path) -> None:
+    code = (
+        "import atexit, sys; from mmgguf.__main__ import main\n"
+        "heavy = 'numba', 'torch', 'gguf', 'safetensors', 'rich.progress', 'mmgguf.bench', 'mmgguf.compat'\n"
+        "atexit.register(lambda: print([name for name in heavy if name in sys.modules]))\n"
+        f"sys.argv = ['mmgguf', 'ls', {str(model)!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout.splitlines()[-1]) == (0, "", "[]")
+
+
 @pytest.mark.parametrize("command", [("ls", "--json"), ("show", "--full")], ids=" ".join)
 def test_a_closed_pipe(command: tuple[str, ...], tmp_path: Path) -> None:
     # More than a pipe holds, so that the writer is still busy when the reader goes away.

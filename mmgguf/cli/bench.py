@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..bench.quick import Row, measure_all
 from .printing import is_terminal, print_json, print_lines, print_note, print_sentence, print_table
+
+if TYPE_CHECKING:
+    from ..bench.quick import Row
 
 __all__ = ["bench"]
 
@@ -25,6 +25,12 @@ def bench(
     Takes less than a minute.  Without FILE it writes a model of 300 MB into a temporary folder.  Times are the best
     of several runs.
     """
+    # Imported here: the other subcommands should not wait for it.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from ..bench.quick import measure_all
+
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
