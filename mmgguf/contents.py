@@ -79,6 +79,11 @@ def stored_chunks(tensor: Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]
         yield first, tensor.storage.region(tensor.file_offset + first * type_size, size)
 
 
+def _is_layout(key: str) -> bool:
+    """Whether a metadata key tells how the content lies in files, and is no part of it."""
+    return key == "general.alignment" or key.startswith("split.")
+
+
 # ---------------------------------------------------------------- digests
 
 
@@ -116,7 +121,7 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
         known = {name: t for name, t in f.items() if isinstance(t.type, GGMLType)}
         total, done = sum(t.nbytes for t in known.values()), 0
         for key in sorted(f.metadata, key=encode):
-            if key != "general.alignment" and not key.startswith("split."):
+            if not _is_layout(key):
                 whole.update(encode_string(key, "little", "") + _encoded(f.metadata, key))
         for name in sorted(f, key=encode):
             if name not in known:
@@ -180,7 +185,8 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], progress: Prog
     """How the metadata and the tensors of two files differ.
 
     Metadata differs in type or value, tensors in ggml type, shape or data.  Version, byte order, alignment, offsets,
-    order and the distribution over shards do not matter.
+    order and the distribution over shards do not matter, nor do ``general.alignment`` and ``split.*``, which only
+    state them: two files differ if their `digest` does.
 
     Parameters
     ----------
@@ -205,12 +211,14 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], progress: Prog
 
 def _compare_metadata(a: Metadata, b: Metadata) -> Iterator[Difference]:
     for key in a:
+        if _is_layout(key):
+            continue
         if key not in b:
             yield Difference("metadata", "removed", key, _show_value(a, key))
         elif _encoded(a, key) != _encoded(b, key):
             yield Difference("metadata", "changed", key, _show_change(a, b, key))
     for key in b:
-        if key not in a:
+        if key not in a and not _is_layout(key):
             yield Difference("metadata", "added", key, _show_value(b, key))
 
 

@@ -67,8 +67,8 @@ def compare(
 ) -> None:
     """Tell how the metadata and the tensors of two files differ.
 
-    The exit status is 0 if they do not, 1 if they do, 2 if a file cannot be read. Offsets, order, byte order and the
-    distribution over shards do not count.
+    The exit status is 0 if they do not, 1 if they do, 2 if a file cannot be read. Alignment, offsets, order, byte order
+    and the distribution over shards do not count.
 
     Into a pipe: one line per difference, change, kind, name and what exactly separated by tabs.
     """
