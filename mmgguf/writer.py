@@ -112,7 +112,7 @@ def write(
     metadata: Mapping[str, Any],
     tensors: Mapping[str, Any],
     *,
-    alignment: int = DEFAULT_ALIGNMENT,
+    alignment: int | None = None,
     byte_order: ByteOrder = "little",
 ) -> None:
     """Write a GGUF file of version 3, in one step: the path holds the old file or the whole new one.
@@ -133,8 +133,9 @@ def write(
     tensors : Mapping of str
         Data by name, in the order of the file: arrays (or what `numpy.asarray` takes), whose ggml type
         follows from the dtype; `TypedTensor`; or tensors of an opened file, whose stored form is copied.
-    alignment : int
-        Where tensors begin, relative to the data section: at multiples of this power of two from 8 up.
+    alignment : int, optional
+        Where tensors begin, relative to the data section: at multiples of this power of two from 8 up.  By default
+        what ``general.alignment`` in the metadata says, and 32 without it.
     byte_order : {"little", "big"}
         Of everything in the file, the tensors included.
 
@@ -158,8 +159,7 @@ def write(
     """
     if byte_order not in ("little", "big"):
         raise ValueError(f"byte_order: expected 'little' or 'big', got {byte_order!r}")
-    alignment = _check_alignment(alignment)
-    pairs = _plan_metadata(metadata, alignment)
+    pairs, alignment = _plan_metadata(metadata, None if alignment is None else _check_alignment(alignment))
     plans = _plan_tensors(tensors)
     header = _encode_header(pairs, plans, alignment, byte_order)
     with replacing(path) as file:
@@ -184,7 +184,8 @@ def _check_alignment(alignment: int) -> int:
     return int(alignment)
 
 
-def _plan_metadata(metadata: Mapping[str, Any], alignment: int) -> dict[bytes, TypedValue]:
+def _plan_metadata(metadata: Mapping[str, Any], alignment: int | None) -> tuple[dict[bytes, TypedValue], int]:
+    """The pairs as they will be written, and the alignment: the argument, else what they say, else the default."""
     # The metadata of an opened file knows its stored types better than its values do.
     typed = getattr(metadata, "typed", None)
     pairs: dict[bytes, TypedValue] = {}
@@ -196,14 +197,15 @@ def _plan_metadata(metadata: Mapping[str, Any], alignment: int) -> dict[bytes, T
         pairs[raw] = infer_type(value, f"metadata {key!r}")
     stated = pairs.get(_ALIGNMENT_KEY.encode())
     if stated is None:
-        if alignment != DEFAULT_ALIGNMENT:
+        if alignment not in (None, DEFAULT_ALIGNMENT):
             pairs[_ALIGNMENT_KEY.encode()] = TypedValue(alignment, ValueType.UINT32)
-    elif stated.type is not ValueType.UINT32 or stated.value != alignment:
-        raise ValueError(
-            f"metadata {_ALIGNMENT_KEY!r}: {stated.type.name} {stated.value!r:.60} contradicts the argument "
-            f"alignment={alignment} (and it must be UINT32)"
-        )
-    return pairs
+        return pairs, alignment or DEFAULT_ALIGNMENT
+    where = f"metadata {_ALIGNMENT_KEY!r}: {stated.type.name} {stated.value!r:.60}"
+    if stated.type is not ValueType.UINT32:
+        raise ValueError(f"{where} must be UINT32")
+    if alignment is not None and stated.value != alignment:
+        raise ValueError(f"{where} contradicts the argument alignment={alignment}")
+    return pairs, _check_alignment(stated.value)
 
 
 def _raw_name(name: Any, what: str, limit: int, whose: str) -> bytes:
@@ -244,7 +246,10 @@ def _plan_tensor(name: str, raw: bytes, value: Any) -> _Plan:
         tensor = value
         return _checked(_Plan(name, raw, _known_type(value.type, name), tuple(value.shape), lambda: tensor.data))
     else:
-        data, shape = np.asarray(value), None
+        try:
+            data, shape = np.asarray(value), None
+        except ValueError as error:  # lists of different lengths
+            raise ValueError(f"{name}: {error}") from None
         type_ = _type_of(data.dtype, name)
     array = _as_blocks(data, type_, name)
     if shape is None:
@@ -412,9 +417,10 @@ def _chunks(array: Array, target: np.dtype[Any]) -> Iterator[memoryview]:
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new file that takes the path's name when the block ends well, and vanishes when it does not."""
-    target = os.path.realpath(path)
+    shown = os.fsdecode(path)
+    target = os.path.realpath(shown)
     mode = _mode_of(target)
-    temporary, file = _create_beside(target, os.fspath(path))
+    temporary, file = _create_beside(target, shown)
     try:
         with file:
             yield file

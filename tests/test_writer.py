@@ -404,10 +404,16 @@ REFUSED: dict[str, tuple[dict[str, Any], type[BaseException], str]] = {
     "alignment 2^32": ({"alignment": 1 << 32}, ValueError, "got 4294967296"),
     "alignment float": ({"alignment": 32.0}, ValueError, "got 32.0"),
     "other alignment": (
-        {"metadata": {"general.alignment": 64}},
+        {"metadata": {"general.alignment": 64}, "alignment": 32},
         ValueError,
         "UINT32 64 contradicts the argument alignment=32",
     ),
+    "stated alignment": (
+        {"metadata": {"general.alignment": 48}},
+        ValueError,
+        "power of two from 8 to 2.31, got 48",
+    ),
+    "ragged": (tensor([[1, 2], [3]]), ValueError, "w: .*inhomogeneous"),
     "wide alignment": (
         {"metadata": {"general.alignment": np.uint64(32)}},
         ValueError,
@@ -620,3 +626,16 @@ def test_memory_does_not_grow_with_the_tensors(byte_order: Any, tmp_path: Path) 
     assert (tmp_path / "a.gguf").stat().st_size > len(tensors) * each
     # One lazy tensor at a time, one chunk, and the chunk before it that is still being let go.
     assert peak < each + 2 * writer.CHUNK_SIZE + (1 << 20)
+
+
+def test_a_copy_keeps_the_alignment(tmp_path: Path) -> None:
+    write(tmp_path / "a.gguf", {}, {"v": np.zeros(3, "f4"), "w": np.zeros(3, "f4")}, alignment=128)
+    with mmgguf.open(tmp_path / "a.gguf") as file:
+        write(tmp_path / "b.gguf", file.metadata, file)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_a_path_of_bytes(tmp_path: Path) -> None:
+    write(os.fsencode(tmp_path / "a.gguf"), {"k": 1}, {})
+    with mmgguf.open(os.fsencode(tmp_path / "a.gguf")) as file:
+        assert file.metadata["k"] == 1
