@@ -218,7 +218,10 @@ class Tensor:
                     f"{shown(self.name)}: index {last} is out of bounds for the last axis of size {length}"
                 )
             first, stop, inner = position // block_size, position // block_size + 1, position % block_size
-            return self._dequantize(data[(*leading, slice(first, stop))])[..., inner]
+            values: npt.NDArray[Any] = self._dequantize(data[(*leading, slice(first, stop))])[..., inner]
+            # As from numpy: where no axis is left, a scalar, unless an ellipsis asks for an array.
+            array = values.ndim or (isinstance(key, tuple) and any(part is Ellipsis for part in key))
+            return values if array else values[()]
         start, stop, step = last.indices(length)
         if step < 0 or stop <= start:
             return self._dequantize(data[leading])[..., last]

@@ -61,6 +61,7 @@ def test_numbers_do_not_depend_on_how_they_are_asked_for(type_: GGMLType, file: 
         n = t.shape[-1]
         keys = [key for key in KEYS if name == "experts" or not isinstance(key, tuple) or len(key) < 2]
         keys += [slice(n // 3, n // 2), slice(-5, None)] if name == "vector" else []
+        keys += [n - 1] if name == "vector" else [(0,) * (t.ndim - 1) + (-1,)]
         keys += [(..., slice(1, n, 7)), (..., slice(n // 2, n // 2)), (..., n - 1), (..., slice(-3, None))]
         # To numpy a bool is no number: it adds an axis of 1 or 0.
         keys += [True, np.False_, (..., True), (0, True)]
@@ -68,6 +69,7 @@ def test_numbers_do_not_depend_on_how_they_are_asked_for(type_: GGMLType, file: 
             if isinstance(key, np.ndarray) and key.dtype == bool:
                 key = np.arange(len(t)) % 2 == 0
             same_bits(t[key], whole[key])
+            assert type(t[key]) is type(whole[key])
         for bad in (len(t), (..., n), (..., -n - 1), (0,) * 5):
             with pytest.raises(IndexError):
                 t[bad]
