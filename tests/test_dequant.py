@@ -387,6 +387,8 @@ SHARED = np.zeros(4096, np.uint8)
 ERRORS: list[tuple[str, type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
     ("removed type", UnknownTypeError, "ggml type 4 ", (q4_0(2), 4), {}),
     ("type of the future", UnknownTypeError, "ggml type 99 ", (q4_0(2), 99), {}),
+    ("a name for a type", TypeError, "type must be a GGMLType or its number, got 'Q4_0'", (q4_0(2), "Q4_0"), {}),
+    ("bytes", TypeError, "np.frombuffer", (bytes(36), GGMLType.Q4_0), {}),
     ("other blocks", TypeError, "Q4_1 blocks must have dtype", (q4_0(2), GGMLType.Q4_1), {}),
     ("floats as blocks", TypeError, "got float32", (np.zeros(36, np.float32), GGMLType.Q4_0), {}),
     ("other numbers", TypeError, "F16 blocks must", (np.zeros(4, np.int16), GGMLType.F16), {}),

@@ -115,6 +115,8 @@ def dequantize(
     -----
     Everything is checked before anything is written.  Scratch memory is below 8 MiB per thread.
     """
+    if not isinstance(type, int | np.integer):
+        raise TypeError(f"type must be a GGMLType or its number, got {type!r:.60}")
     layout = layout_of(type)
     if layout is None:
         raise UnknownTypeError(f"ggml type {type} is not one that this version knows: cannot dequantize it")
@@ -167,6 +169,8 @@ def _target_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 def _stored(blocks: NDArray[Any], type_: GGMLType, layout: Layout) -> NDArray[Any]:
     """The blocks as an array of the type's stored dtype, of either byte order, without copying."""
+    if blocks.dtype.kind == "S":
+        raise TypeError(f"{type_.name} blocks must be an array; np.frombuffer(data, np.uint8) makes one of bytes")
     if blocks.ndim == 0:
         raise ValueError(f"{type_.name} blocks need at least one axis")
     if blocks.dtype in (layout.dtype, layout.stored("big")):
