@@ -46,11 +46,14 @@ __all__ = [
 _SHOWN_LENGTH: Final = 100
 
 
-def shown(text: str, quoted: bool = False) -> str:
+def shown(text: object, quoted: bool = False) -> str:
     """A name from a file as messages show it: bounded, and with nothing that a terminal would obey.
 
     As it is where that is harmless and no quotes are asked for; otherwise quoted and escaped as `repr` does, and cut.
+    Of what is no string, as an index in place of a name, the `repr` tells what it is.
     """
+    if not isinstance(text, str):
+        return f"{text!r:.100}"
     if len(text) <= _SHOWN_LENGTH:
         return repr(text) if quoted or not text or not text.isprintable() else text
     return f"{text[:_SHOWN_LENGTH]!r}… ({len(text)} characters)"

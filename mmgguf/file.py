@@ -97,7 +97,7 @@ class GGUFFile(Mapping[str, Tensor]):
             shard = self._where[name]
         except KeyError:
             self._require_open()
-            raise NameNotFoundError(f"{self.path}: no tensor {shown(str(name), quoted=True)}") from None
+            raise NameNotFoundError(f"{self.path}: no tensor {shown(name, quoted=True)}") from None
         if self._closed:
             self._require_open()
         header = shard.header

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, NoReturn, Protocol, Self, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,12 @@ class TypedMapping(Mapping[str, Any]):
 
     def _full_key(self, key: str) -> str:
         return key
+
+    def __copy__(self) -> Self:
+        return self  # nothing in it can be changed
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} is not pickled: send the file, or dict() of it")
 
     @overload
     def get_int(self, key: str) -> int: ...
@@ -188,7 +194,7 @@ class Metadata(TypedMapping):
         try:
             value = self._values[key]
         except KeyError:
-            raise NameNotFoundError(f"no metadata key {shown(str(key), quoted=True)}") from None
+            raise NameNotFoundError(f"no metadata key {shown(key, quoted=True)}") from None
         if not isinstance(value, ArrayInfo):
             return value
         array = self._arrays.get(key)
@@ -225,7 +231,7 @@ class Metadata(TypedMapping):
     def type_of(self, key: str) -> ValueType:
         """The type that a value is stored as."""
         if key not in self._types:
-            raise NameNotFoundError(f"no metadata key {shown(str(key), quoted=True)}")
+            raise NameNotFoundError(f"no metadata key {shown(key, quoted=True)}")
         return self._types[key]
 
     def array_info(self, key: str) -> ArrayInfo | None:

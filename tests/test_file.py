@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -61,9 +63,17 @@ def test_a_file_at_a_glance(backend: Any, path: Path) -> None:
         assert "mm" not in f
         assert f == f
         assert len({f, f}) == 1
+        with pytest.raises(NameNotFoundError, match=r"no tensor 0$"):
+            f[0]  # type: ignore[index]
+        with pytest.raises(NameNotFoundError, match=r"no metadata key 0$"):
+            f.metadata[0]  # type: ignore[index]
         with pytest.raises(NameNotFoundError, match="no tensor 'nothing'"):
             f["nothing"]
         assert f.get("nothing") is None
+        assert copy.copy(f.metadata) is f.metadata
+        for mapping in (f.metadata, f.config):
+            with pytest.raises(TypeError, match="is not pickled: send the file, or dict"):
+                pickle.dumps(mapping)
 
 
 def test_layers_are_grouped_as_ollama_does(path: Path) -> None:
