@@ -311,7 +311,7 @@ def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
     done = 0
     while done < len(buffer):
         if hasattr(os, "preadv"):
-            count = os.preadv(descriptor, [buffer[done:]], offset + done)
+            count = os.preadv(descriptor, [buffer[done:] if done else buffer], offset + done)
         else:
             part = _pread(descriptor, min(len(buffer) - done, 1 << 24), offset + done)
             count = len(part)

@@ -190,6 +190,8 @@ def scan(seeker: BufferedSeeker, count: int, chain: Chain, what: str, keep: bool
     TruncatedError
         A string ends behind the end of the file.
     """
+    if count < 8:
+        return _scan_few(seeker, count, chain, what, keep)
     beginning = position = seeker.tell()
     size, width = seeker.size, chain.width
     scratch = np.empty(min(WINDOW, max(count * width, DEFAULT_BUFFER_SIZE)), np.uint8)
@@ -208,10 +210,7 @@ def scan(seeker: BufferedSeeker, count: int, chain: Chain, what: str, keep: bool
         position += end
         left -= found
         if position + left * width > size:
-            raise TruncatedError(
-                f"{what}: string {count - left - 1} of {count} ends at byte {position}, and {left} more are to come, "
-                f"but the file has {size} bytes: download incomplete?"
-            )
+            raise _cut_off(what, count - left - 1, count, position, size)
         if keep:
             pieces.append(window[:end].tobytes())
             if end > len(window):
@@ -219,6 +218,29 @@ def scan(seeker: BufferedSeeker, count: int, chain: Chain, what: str, keep: bool
         if end != len(window):
             seeker.seek(position)
     return position - beginning, pieces
+
+
+def _scan_few(seeker: BufferedSeeker, count: int, chain: Chain, what: str, keep: bool) -> tuple[int, list[bytes]]:
+    """`scan`, one string at a time."""
+    beginning = seeker.tell()
+    pieces: list[bytes] = []
+    for number in range(count):
+        prefix = seeker.read(chain.width, what)
+        (length,) = chain.unpack_from(prefix)
+        if length > seeker.remaining:
+            raise _cut_off(what, number, count, seeker.tell() + length, seeker.size)
+        if keep:
+            pieces += prefix, seeker.read(length, what)
+        else:
+            seeker.seek(length, 1)
+    return seeker.tell() - beginning, pieces
+
+
+def _cut_off(what: str, number: int, count: int, position: int, size: int) -> TruncatedError:
+    return TruncatedError(
+        f"{what}: string {number} of {count} ends at byte {position}, and {count - number - 1} more are to come, "
+        f"but the file has {size} bytes: download incomplete?"
+    )
 
 
 class StringArray(Sequence[str]):
@@ -331,11 +353,27 @@ class StringArray(Sequence[str]):
                     done += len(part)
                 position += end
             if done < self._count or position != len(data):
-                raise FileChangedError(f"array of {self._count} strings: its bytes changed since the file was opened")
+                raise self._changed()
             offsets[self._count] = position
             offsets.flags.writeable = False
             self._offsets = offsets
         return self._offsets
+
+    def _changed(self) -> FileChangedError:
+        return FileChangedError(f"array of {self._count} strings: its bytes changed since the file was opened")
+
+    def _few(self) -> list[str]:
+        """All strings of a short array, without an index: a file may have thousands of such arrays."""
+        data, position, strings = self._data.tobytes(), 0, []
+        for _ in range(self._count):
+            start = position + self._chain.width
+            if start > len(data):
+                raise self._changed()
+            position = start + self._chain.unpack_from(data, position)[0]
+            strings.append(decode(data[start:position]))
+        if position != len(data):
+            raise self._changed()
+        return strings
 
     def _strings(self, start: int, stop: int) -> list[str]:
         """Elements start to stop, all at once.
@@ -344,8 +382,10 @@ class StringArray(Sequence[str]):
         the whole and splitting it there is work done in C throughout.  A string with a NUL of its own shows in
         the number of NULs, one with 0xFF in the number of pieces: then they are decoded one by one.
         """
-        if stop - start < 2:
-            return [decode(self.bytes(start))]
+        if self._offsets is None and self._count < 8:
+            return self._few()[start:stop]
+        if stop - start < 8:
+            return [decode(self.bytes(i)) for i in range(start, stop)]
         data, width = self._data, self._chain.width
         offsets = self._index()[start : stop + 1].astype(np.intp)
         text = data[offsets[0] : offsets[-1]].copy()
