@@ -21,19 +21,36 @@ __all__ = ["FiniteTest", "finite_tests"]
 
 @dataclass(frozen=True, slots=True)
 class FiniteTest:
-    """How to find what is not finite: `field` of a block, `mask` its bits that are all set then."""
+    """How to find what is not finite in one place of a block.
+
+    Attributes
+    ----------
+    name : str
+        The place, for people; empty for plain types.
+    field : str or None
+        The block's field; None for plain types, whose blocks are the numbers.
+    part : int or None
+        Which number of a field that has several.
+    offset : int
+        The byte of the block where the place begins.
+    mask : numpy scalar
+        In the file's byte order: the bits that are all set in what is not finite.
+    exact : bool
+        Whether the number has to equal `mask` instead: a byte with a single code for NaN.
+    severity : {"error", "warning"}
+        How bad it is.
+    """
 
     name: str
     field: str | None
     part: int | None
     offset: int
     mask: Any
-    #: A byte that has to be equal rather than have bits set.
     exact: bool = False
     severity: Literal["error", "warning"] = "error"
 
     def find(self, blocks: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-        """Which blocks are bad, or None for none."""
+        """Which blocks are bad: shape (n,) for blocks of shape (n,), whose numbers are not swapped; None for none."""
         numbers = blocks if self.field is None else blocks[self.field]
         if self.part is not None:
             numbers = numbers[:, self.part]
@@ -42,6 +59,7 @@ class FiniteTest:
         return bad if bad.any() else None
 
     def show(self, stored: Any) -> str:
+        """The bad value of one block, which has the dtype that the file stores."""
         value = stored if self.field is None else stored[self.field]
         if self.exact:
             return "NaN" if self.severity == "error" else "NaN, which ggml takes as 0"
@@ -71,6 +89,8 @@ _EXPONENTS: Final = {2: 0x7C00, 4: 0x7F800000, 8: 0x7FF0000000000000}
 
 @cache
 def finite_tests(type_: GGMLType, layout: Layout, byte_order: ByteOrder) -> list[FiniteTest]:
+    """The tests of a ggml type, for all places of a block that may hold NaN or infinity; none for integers."""
+
     def mask(bits: int, size: int) -> Any:
         value = np.array(bits, f"u{size}")
         return (value.byteswap() if byte_order == "big" else value)[()]
