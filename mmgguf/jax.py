@@ -11,7 +11,6 @@ it to a computation makes a copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from .constants import GGMLType
 from .errors import MissingExtraError
 from .file import GGUFFile
-from .loading import Source, opened
+from .loading import Source, TensorMapping, opened
 from .tensor import Tensor
 from .walk import Names, Progress, empty, result_dtype, store, walk
 
@@ -57,7 +56,7 @@ class RawArray:
 jax.tree_util.register_dataclass(RawArray, data_fields=["data"], meta_fields=["type", "shape"])
 
 
-class Tensors(Mapping[str, Any]):
+class Tensors(TensorMapping[Any]):
     """The tensors of an open file as JAX arrays, made when they are asked for.
 
     Parameters
@@ -80,29 +79,13 @@ class Tensors(Mapping[str, Any]):
     def __init__(
         self, f: GGUFFile, dtype: npt.DTypeLike | None = None, device: Any = None, dequantize: bool = True
     ) -> None:
-        self._file = f
+        super().__init__(f)
         self._dtype = dtype
         self._device = device
         self._dequantize = dequantize
 
     def __getitem__(self, name: str) -> Any:
         return self._load(self._file[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file)
-
-    def __len__(self) -> int:
-        return len(self._file)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._file
-
-    def __eq__(self, other: object) -> bool:
-        # A Mapping would compare arrays, whose comparison has no truth value.
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def __repr__(self) -> str:
         return f"<Tensors of {self._file!r}>"

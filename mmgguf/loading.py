@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
@@ -13,10 +13,35 @@ from .file import GGUFFile, open
 from .memory import Mode
 from .walk import Names, Progress, values, walk
 
-__all__ = ["Source", "load_file", "opened"]
+__all__ = ["Source", "TensorMapping", "load_file", "opened"]
+
+_T = TypeVar("_T")
 
 #: A file's path, or the file opened already.
 Source = str | os.PathLike[str] | GGUFFile
+
+
+class TensorMapping(Mapping[str, _T]):
+    """The tensors of an open file as another library's, made when they are asked for."""
+
+    def __init__(self, f: GGUFFile) -> None:
+        self._file = f
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file
+
+    def __eq__(self, other: object) -> bool:
+        # A Mapping would compare tensors, whose comparison has no truth value.
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
 
 @contextmanager

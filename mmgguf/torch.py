@@ -11,7 +11,7 @@ read-only.  Tensors can be written to like any other; the file never changes, an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Self
 
 import ml_dtypes
@@ -22,7 +22,7 @@ from .constants import GGMLType
 from .dequant import dequantize
 from .errors import MissingExtraError
 from .file import GGUFFile
-from .loading import Source, opened
+from .loading import Source, TensorMapping, opened
 from .memory import MappedFile, StorageFile, open_storage
 from .tensor import Tensor
 from .walk import Names, Progress, empty, ranges, result_dtype, select, store, walk
@@ -120,7 +120,7 @@ _KEEP_BYTES: Final = frozenset(
 )
 
 
-class Tensors(Mapping[str, torch.Tensor]):
+class Tensors(TensorMapping[torch.Tensor]):
     """The tensors of an open file as torch tensors, made when they are asked for.
 
     Parameters
@@ -149,7 +149,7 @@ class Tensors(Mapping[str, torch.Tensor]):
         device: torch.device | str | int = "cpu",
         dequantize: bool = True,
     ) -> None:
-        self._file = f
+        super().__init__(f)
         self._dtype = dtype
         self._target = None if dtype is None else _numpy_dtype(dtype)
         self._device = torch.device(device)
@@ -161,22 +161,6 @@ class Tensors(Mapping[str, torch.Tensor]):
         tensor = self._load(self._file[name])
         self._finish()
         return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file)
-
-    def __len__(self) -> int:
-        return len(self._file)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._file
-
-    def __eq__(self, other: object) -> bool:
-        # A Mapping would compare tensors, whose comparison has no truth value.
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By reference, as the file itself: a worker process maps it on its own.
