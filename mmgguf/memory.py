@@ -82,6 +82,20 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
     return descriptor
 
 
+class _Descriptor(int):
+    """A descriptor that is closed with the last reference to it.
+
+    A thread that is reading while another closes the file reads on: were the number free meanwhile, the next file
+    that is opened anywhere would get it, and be read in place of this one.
+    """
+
+    owned = True
+
+    def __del__(self) -> None:
+        if self.owned:
+            os.close(self)
+
+
 class StorageFile:
     """An open file from which arrays are taken; the base of `MappedFile` and `ReadFile`.
 
@@ -112,7 +126,7 @@ class StorageFile:
         status = os.fstat(descriptor)
         self.identity: Identity = (status.st_size, status.st_mtime_ns)
         # Last: what fails before leaves the descriptor to the caller.
-        self._descriptor: int | None = descriptor
+        self._descriptor: _Descriptor | None = _Descriptor(descriptor)
 
     @property
     def size(self) -> int:
@@ -137,10 +151,11 @@ class StorageFile:
 
     @property
     def descriptor(self) -> int:
-        """The open file descriptor; raises `ClosedError` after `close`."""
-        if self._descriptor is None:
+        """The open file descriptor, which stays open as long as it is held; raises `ClosedError` after `close`."""
+        descriptor = self._descriptor
+        if descriptor is None:
             raise ClosedError(f"{self.path}: the file is closed")
-        return self._descriptor
+        return descriptor
 
     def require_unchanged(self) -> None:
         """Raise `FileChangedError` if the file has grown or shrunk since it was opened."""
@@ -188,14 +203,8 @@ class StorageFile:
             os.posix_fadvise(self.descriptor, offset, nbytes, getattr(os, advice))
 
     def close(self) -> None:
-        """Close the descriptor and drop the mapping; arrays handed out before stay valid."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            self.close()
+        """Close the descriptor and drop the mapping; arrays handed out before stay valid, and reads are completed."""
+        self._descriptor = None
 
 
 class MappedFile(StorageFile):
@@ -217,7 +226,8 @@ class MappedFile(StorageFile):
         try:
             mapping = mmap.mmap(descriptor, self.size, **options)
         except BaseException as error:
-            self._descriptor = None  # still the caller's, who closes it
+            if self._descriptor is not None:
+                self._descriptor.owned = False  # still the caller's, who closes it
             if isinstance(error, ValueError):  # of no bytes, or of more than there are by now
                 raise FileChangedError(f"{path}: was cut off after it was opened ({error})") from None
             raise

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import ClosedError, FileChangedError, GGMLType, NameNotFoundError, SplitError
+from mmgguf import ClosedError, FileChangedError, GGMLType, NameNotFoundError, SplitError, memory
 
 from .cases import BY_ID
 
@@ -449,3 +449,27 @@ def test_a_count_of_one_or_none_is_no_split(count: int, tmp_path: Path) -> None:
     mmgguf.write(target, {"split.count": np.uint16(count)}, {"a": np.zeros(2)})
     with mmgguf.open(target) as f:
         assert list(f) == ["a"]
+
+
+def test_a_read_is_completed_while_the_file_is_closed(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(bytes(path.stat().st_size))
+    with mmgguf.open(path) as f:
+        expected = {name: t.data.tobytes() for name, t in f.items()}
+    name = max(expected, key=lambda name: len(expected[name]))
+    f = mmgguf.open(path, backend="read")
+    numbers, read_at = [], memory.read_at
+
+    def closing(descriptor: int, buffer: memoryview, offset: int) -> int:
+        # What another thread may do just before the system is asked.
+        f.close()
+        numbers.append(int(descriptor))
+        with open(other, "rb"):  # gets the lowest number that is free
+            return read_at(descriptor, buffer, offset)
+
+    monkeypatch.setattr(memory, "read_at", closing)
+    assert f[name].data.tobytes() == expected[name]
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(numbers[0])
