@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,12 @@ class Case:
             out += [struct.pack(size, n) for n in reversed(tensor.shape)]
             out += [struct.pack(order + "IQ", tensor.type, self.offsets[name])]
         return b"".join(out)
+
+    def write(self, folder: Path) -> Path:
+        """Make the file in a folder, named for the case."""
+        path = folder / f"{self.id}.gguf"
+        path.write_bytes(self.encoded())
+        return path
 
     def encoded(self, version: int = 3) -> bytes:
         """The whole file, its tail padded to the alignment."""

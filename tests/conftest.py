@@ -9,7 +9,7 @@ import pytest
 
 import mmgguf
 
-from . import models
+from . import cases, models
 
 # Worker processes import the test modules by name. At the end, so that an installed mmgguf still comes before the
 # folder mmgguf/.
@@ -31,6 +31,12 @@ def skip_unless_ci(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"{reason} (a skip, were CI not set)", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def all_types(tmp_path: Path) -> Path:
+    """A file with a tensor of every ggml type."""
+    return cases.BY_ID["all-types"].write(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -29,19 +29,8 @@ from typer.testing import CliRunner, Result  # noqa: E402
 from mmgguf.cli import app  # noqa: E402
 
 
-def file_of(case_id: str, tmp_path: Path) -> Path:
-    path = tmp_path / f"{case_id}.gguf"
-    path.write_bytes(cases.BY_ID[case_id].encoded())
-    return path
-
-
 def run(*args: Any) -> Result:
     return CliRunner().invoke(app, list(map(str, args)))
-
-
-@pytest.fixture
-def all_types(tmp_path: Path) -> Path:
-    return file_of("all-types", tmp_path)
 
 
 def assert_bits(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
@@ -57,7 +46,7 @@ def assert_bits(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) ->
     "case_id", ["empty", "all-types", "all-types-big", "dimensions", "zero-size", "zero-rows", "no-dimensions"]
 )
 def test_numpy_loads_the_file_s_numbers(case_id: str, dtype: Any, tmp_path: Path) -> None:
-    path = file_of(case_id, tmp_path)
+    path = cases.BY_ID[case_id].write(tmp_path)
     npz.save_file(path, tmp_path / "x.npz", dtype)
     expected = mmgguf.load_file(path, dtype)
     with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
@@ -79,7 +68,7 @@ def test_what_an_archive_cannot_hold_is_refused(dtype: str, all_types: Path, tmp
     with pytest.raises(TypeError, match=r"dtype must be one of float32, float16, float64 in an \.npz archive"):
         npz.save_file(all_types, tmp_path / "x.npz", dtype)
     with pytest.raises(mmgguf.FormatError, match="not a name that a zip archive can hold"):
-        npz.save_file(file_of("undecodable-name", tmp_path), tmp_path / "x.npz")
+        npz.save_file(cases.BY_ID["undecodable-name"].write(tmp_path), tmp_path / "x.npz")
     assert not (tmp_path / "x.npz").exists()
 
 

@@ -32,17 +32,6 @@ from mmgguf.jax import RawArray, Tensors, load_file
 NARROWED = {np.dtype(np.float64): np.dtype(np.float32), np.dtype(np.int64): np.dtype(np.int32)}
 
 
-@pytest.fixture
-def all_types(tmp_path: Path) -> Path:
-    return file_of("all-types", tmp_path)
-
-
-def file_of(case_id: str, tmp_path: Path) -> Path:
-    path = tmp_path / f"{case_id}.gguf"
-    path.write_bytes(cases.BY_ID[case_id].encoded())
-    return path
-
-
 def assert_bits(actual: Any, expected: np.ndarray[Any, Any]) -> None:
     expected = expected.astype(NARROWED.get(expected.dtype, expected.dtype))
     assert isinstance(actual, jax.Array)
@@ -53,7 +42,7 @@ def assert_bits(actual: Any, expected: np.ndarray[Any, Any]) -> None:
 @pytest.mark.parametrize("dtype", [None, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("case_id", ["all-types", "all-types-big", "dimensions", "zero-size", "no-dimensions"])
 def test_every_tensor_has_the_file_s_numbers(case_id: str, dtype: Any, tmp_path: Path) -> None:
-    path = file_of(case_id, tmp_path)
+    path = cases.BY_ID[case_id].write(tmp_path)
     with np.errstate(all="ignore"):
         arrays, expected = load_file(path, dtype), mmgguf.load_file(path, dtype)
         assert list(arrays) == list(expected)
@@ -106,7 +95,7 @@ def test_dequantized_numbers_are_written_once(tmp_path: Path, monkeypatch: pytes
 
 
 def test_raw_blocks_are_a_pytree_with_type_and_shape(all_types: Path) -> None:
-    for path in (all_types, file_of("all-types-big", all_types.parent)):
+    for path in (all_types, cases.BY_ID["all-types-big"].write(all_types.parent)):
         arrays = load_file(path, dequantize=False, names="*.q?_k.*")
         assert len(arrays) == 6
         for name, raw in arrays.items():

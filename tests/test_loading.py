@@ -25,17 +25,6 @@ INTEGERS = {GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64}
 EVERYTHING = ["all-types", "all-types-big", "newest-types", "dimensions", "zero-size", "zero-rows", "no-dimensions"]
 
 
-@pytest.fixture
-def all_types(tmp_path: Path) -> Path:
-    return cases_file("all-types", tmp_path)
-
-
-def cases_file(case_id: str, tmp_path: Path) -> Path:
-    path = tmp_path / f"{case_id}.gguf"
-    path.write_bytes(cases.BY_ID[case_id].encoded())
-    return path
-
-
 def expected_of(tensor: cases.StoredTensor, dtype: Any) -> np.ndarray[Any, Any]:
     if not LAYOUTS[tensor.type].is_plain:
         return dequantize(tensor.blocks, tensor.type, dtype or np.float32)
@@ -51,7 +40,7 @@ def assert_bits(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) ->
 @pytest.mark.parametrize("dtype", [None, np.float32, np.float16, ml_dtypes.bfloat16, "float64"])
 @pytest.mark.parametrize("case_id", EVERYTHING)
 def test_every_tensor_as_numbers(case_id: str, dtype: Any, tmp_path: Path) -> None:
-    path, tensors = cases_file(case_id, tmp_path), cases.BY_ID[case_id].tensors
+    path, tensors = cases.BY_ID[case_id].write(tmp_path), cases.BY_ID[case_id].tensors
     arrays = mmgguf.load_file(path, dtype)
     assert list(arrays) == list(tensors)
     with mmgguf.open(path) as f:

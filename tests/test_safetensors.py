@@ -31,17 +31,6 @@ EVERYTHING = ["empty", "all-types", "all-types-big", "dimensions", "zero-size", 
 METADATA = ["empty", "scalars", "strings", "arrays", "empty-arrays", "vocabulary", "arrays-big", "keys"]
 
 
-def file_of(case: cases.Case, tmp_path: Path) -> Path:
-    path = tmp_path / f"{case.id}.gguf"
-    path.write_bytes(case.encoded())
-    return path
-
-
-@pytest.fixture
-def all_types(tmp_path: Path) -> Path:
-    return file_of(cases.BY_ID["all-types"], tmp_path)
-
-
 def handmade(path: Path, tensors: dict[str, tuple[str, list[int], bytes]], **metadata: str) -> Path:
     """A safetensors file, written here."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
@@ -72,7 +61,7 @@ def typed(metadata: mmgguf.Metadata) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", [None, "float32", np.float16, ml_dtypes.bfloat16, "float64"])
 @pytest.mark.parametrize("case_id", EVERYTHING)
 def test_the_package_reads_the_file_s_numbers(case_id: str, dtype: Any, tmp_path: Path) -> None:
-    path, target = file_of(cases.BY_ID[case_id], tmp_path), tmp_path / "x.safetensors"
+    path, target = cases.BY_ID[case_id].write(tmp_path), tmp_path / "x.safetensors"
     save_file(path, target, dtype)
     expected = mmgguf.load_file(path, dtype)
     found = safetensors.numpy.load_file(target)
@@ -94,7 +83,7 @@ def test_every_tensor_is_aligned(all_types: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case_id", METADATA)
 def test_metadata_survives_the_way_there_and_back(case_id: str, tmp_path: Path) -> None:
-    path = file_of(cases.BY_ID[case_id], tmp_path)
+    path = cases.BY_ID[case_id].write(tmp_path)
     save_file(path, tmp_path / "x.safetensors")
     to_gguf(tmp_path / "x.safetensors", tmp_path / "back.gguf")
     with mmgguf.open(path) as before, mmgguf.open(tmp_path / "back.gguf") as after:
@@ -213,7 +202,7 @@ def test_a_broken_safetensors_file_is_an_error_of_ours(tmp_path: Path) -> None:
     ids=["name", "key", "reserved"],
 )
 def test_what_safetensors_cannot_hold_is_refused(case: cases.Case, message: str, tmp_path: Path) -> None:
-    path = file_of(case, tmp_path)
+    path = case.write(tmp_path)
     with pytest.raises(mmgguf.FormatError, match=message):
         save_file(path, tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == [path]
@@ -267,7 +256,7 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path: Path) -> None:
 
 def test_the_metadata_s_types_are_those_of_the_enumeration(tmp_path: Path) -> None:
     # Pinned: files that were written must stay readable.
-    save_file(file_of(cases.BY_ID["arrays"], tmp_path), tmp_path / "x.safetensors")
+    save_file(cases.BY_ID["arrays"].write(tmp_path), tmp_path / "x.safetensors")
     with safetensors.safe_open(tmp_path / "x.safetensors", "np") as file:
         names = set(json.loads(file.metadata()[TYPES_KEY]).values())
     assert names == {f"{type_.name}[]" for type_ in ValueType if type_ is not ValueType.ARRAY}

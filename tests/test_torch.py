@@ -49,17 +49,6 @@ FLOATS = {
 }
 
 
-def file_of(case: cases.Case, tmp_path: Path) -> Path:
-    path = tmp_path / f"{case.id}.gguf"
-    path.write_bytes(case.encoded())
-    return path
-
-
-@pytest.fixture
-def all_types(tmp_path: Path) -> Path:
-    return file_of(cases.BY_ID["all-types"], tmp_path)
-
-
 def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
@@ -78,7 +67,7 @@ def assert_bits(tensor: torch.Tensor, expected: np.ndarray[Any, Any]) -> None:
 )
 def test_every_tensor_has_the_file_s_numbers(case_id: str, tmp_path: Path) -> None:
     case = cases.BY_ID[case_id]
-    state = load_file(file_of(case, tmp_path))
+    state = load_file(case.write(tmp_path))
     assert list(state) == list(case.tensors)
     for name, tensor in case.tensors.items():
         if tensor.type in PLAIN:
@@ -180,7 +169,7 @@ def test_other_dtypes_are_refused(dtype: Any, all_types: Path) -> None:
 @pytest.mark.parametrize("case_id", ["all-types", "all-types-big", "zero-size", "zero-rows"])
 def test_raw_blocks(case_id: str, tmp_path: Path) -> None:
     case = cases.BY_ID[case_id]
-    path = file_of(case, tmp_path)
+    path = case.write(tmp_path)
     with mmgguf.open(path, mode="c") as f:
         state = Tensors(f, dequantize=False)
         for name, tensor in case.tensors.items():
@@ -291,7 +280,7 @@ def test_the_device_meta_has_shapes_without_data(all_types: Path) -> None:
 @pytest.mark.parametrize("size", [1 << 10, 1 << 20])
 def test_staging_moves_everything_through_two_buffers(size: int, case_id: str, tmp_path: Path) -> None:
     # What a CUDA device gets, with the CPU in its place.
-    with mmgguf.open(file_of(cases.BY_ID[case_id], tmp_path)) as f:
+    with mmgguf.open(cases.BY_ID[case_id].write(tmp_path)) as f:
         staging = _Staging(size, pinned=False)
         for name, expected in Tensors(f).items():
             target = torch.empty_like(expected)
