@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..constants import GGMLType
-from .codebooks import codebook
+from .codebooks import codebook, e8m0_half, ue4m3_half
 from .parts import Bytes, Floats, column, contiguous, interleave, look_up, multiply, nibbles, scale
 from .registry import kernel
 
@@ -88,33 +88,15 @@ def iq4_nl(blocks: NDArray[Any], out: Floats) -> None:
     multiply(looked_up(contiguous(blocks, "qs"), "kvalues_iq4nl", 16), scale(blocks), out)
 
 
-@cache
-def _e8m0_half() -> Floats:
-    """Half of 2^(e - 127) for every byte e: ggml doubles the values of its table instead."""
-    e = np.arange(256, dtype=np.uint32)
-    bits = np.where(e < 2, np.uint32(0x00200000) << np.minimum(e, 1), (e - 1) << 23)
-    return bits.astype(np.uint32).view(np.float32)
-
-
 @kernel(GGMLType.MXFP4)
 def mxfp4(blocks: NDArray[Any], out: Floats) -> None:
-    scales = look_up(_e8m0_half(), blocks["e"])
+    scales = look_up(e8m0_half(), blocks["e"])
     multiply(looked_up(contiguous(blocks, "qs"), "kvalues_fp4", 16), scales, out)
-
-
-@cache
-def _ue4m3_half() -> Floats:
-    """Half of the unsigned E4M3 number for every byte; NaN's code counts as zero, the sign is ignored."""
-    byte = np.arange(256)
-    exponent, mantissa = byte >> 3 & 15, byte & 7
-    value = np.where(exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7))
-    value[[0, 0x7F]] = 0
-    return (value / 2).astype(np.float32)
 
 
 @kernel(GGMLType.NVFP4)
 def nvfp4(blocks: NDArray[Any], out: Floats) -> None:
-    scales = look_up(_ue4m3_half(), contiguous(blocks, "d"))
+    scales = look_up(ue4m3_half(), contiguous(blocks, "d"))
     multiply(looked_up(contiguous(blocks, "qs"), "kvalues_fp4", 8), scales, out)
 
 

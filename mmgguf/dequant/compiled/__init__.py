@@ -47,7 +47,8 @@ STREAM_FROM: Final = 4 << 20
 def _stamp() -> str:
     """A hash of what the kernels are made of beside their own source file, which numba watches itself."""
     digest = hashlib.sha256((files(__package__) / "vectors.py").read_bytes())
-    digest.update((files("mmgguf.dequant") / "codebooks.npz").read_bytes())
+    for name in ("codebooks.npz", "codebooks.py"):
+        digest.update((files("mmgguf.dequant") / name).read_bytes())
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from ...constants import GGMLType
-from ..codebooks import codebook
+from ..codebooks import codebook, e8m0_half, ue4m3_half
 from .vectors import (
     address,
     bfloat16s,
@@ -87,23 +87,8 @@ HALF = np.float32(0.5)
 #: IQ1_S and IQ1_M shift their grids by one eighth, up or down.
 DELTA = np.array([0.125, -0.125], np.float32)
 
-
-def _e8m0_halves() -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Half of 2**(e - 127) for every byte e."""
-    return np.ldexp(np.float32(1), np.arange(256, dtype=np.int32) - 128).astype(np.float32)
-
-
-def _ue4m3_halves() -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Half of the unsigned E4M3 number for every byte; the top bit is ignored, but NaN is 0x7F alone."""
-    code = np.arange(256)
-    exponent, mantissa = code >> 3 & 15, code & 7
-    value = np.where(exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7))
-    value[[0, 0x7F]] = 0
-    return (value / 2).astype(np.float32)
-
-
-E8M0 = _e8m0_halves()
-UE4M3 = _ue4m3_halves()
+E8M0 = e8m0_half()
+UE4M3 = ue4m3_half()
 
 # One scale per block
 
