@@ -19,6 +19,7 @@ import pytest
 import mmgguf
 from mmgguf import ClosedError, FileChangedError, GGMLType, NameNotFoundError, SplitError, memory
 
+from .build import Build
 from .cases import BY_ID
 
 BACKENDS = pytest.mark.parametrize("backend", ["mmap", "read"])
@@ -333,15 +334,12 @@ assert f["token_embd.weight"].data.sum() == before
 def sparse_model(path: Path, sizes: dict[str, int]) -> None:
     """A model of I8 tensors whose data is a hole in the file."""
     path.unlink(missing_ok=True)
-    import struct
-
-    out, offset = [b"GGUF", struct.pack("<IQQ", 3, len(sizes), 0)], 0
+    header, offset = Build().start(len(sizes), 0), 0
     for name, size in sizes.items():
-        out.append(struct.pack("<Q", len(name)) + name.encode() + struct.pack("<IQIQ", 1, size, GGMLType.I8, offset))
+        header.tensor(name.encode(), [size], GGMLType.I8, offset)
         offset += -(-size // 32) * 32
-    header = b"".join(out)
-    path.write_bytes(header)
-    os.truncate(path, -(-len(header) // 32) * 32 + offset)
+    path.write_bytes(bytes(header.pad()))
+    os.truncate(path, len(header) + offset)
 
 
 @pytest.mark.parametrize("gib", [5, 150])
