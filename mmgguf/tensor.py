@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -118,15 +119,55 @@ class Tensor:
         ClosedError, FileChangedError
             The file was closed, or has another size now.
         """
+        shape, dtype = self._stored_form()
+        return self.storage.array(self.data_offset + self.info.offset, shape, dtype)
+
+    def _stored_form(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
         info = self.info
         form = stored_form(info.type, self.byte_order)
         if form is None:
             raise info.unknown_type()
         block_size, dtype = form
         shape = info.ne[::-1]
-        if block_size > 1:
-            shape = (*shape[:-1], shape[-1] // block_size)
-        return self.storage.array(self.data_offset + info.offset, shape, dtype)
+        return (shape if block_size == 1 else (*shape[:-1], shape[-1] // block_size)), dtype
+
+    def _data_for(self, key: Any) -> tuple[npt.NDArray[Any], Any]:
+        """As much of the stored form as an index needs, and the index into that.
+
+        A mapping hands out all of it for nothing.  With ``backend="read"``, only the rows between the first and the
+        last that are asked for are read; of a list of rows, only these.
+        """
+        parts = key if isinstance(key, tuple) else (key,)
+        if self.storage.backend == "mmap" or self.ndim < 2 or not parts:
+            return self.data, key
+        first, rest, length = parts[0], parts[1:], len(self)
+        if isinstance(first, slice):
+            wanted: Any = range(*first.indices(length))
+        elif isinstance(first, int | np.integer) and not isinstance(first, bool):
+            wanted = [first]
+        elif isinstance(first, list | np.ndarray) and np.ndim(first) == 1 and np.asarray(first).dtype.kind in "iu":
+            wanted = np.asarray(first)
+        else:
+            return self.data, key
+        if len(wanted) == 0 or min(wanted) < -length or max(wanted) >= length:
+            return self.data, key
+        rows = [int(row) % length for row in wanted]
+        if isinstance(wanted, np.ndarray) and all(isinstance(part, slice) for part in rest):
+            return np.stack([self._stored_rows(row, row + 1)[0] for row in rows]), (slice(None), *rest)
+        low = min(rows)
+        data = self._stored_rows(low, max(rows) + 1)
+        if isinstance(first, slice):
+            # Downwards it begins at the last of the rows that were read.
+            index: Any = slice(None, None, wanted.step)
+        else:
+            index = np.array(rows) - low if isinstance(wanted, np.ndarray) else rows[0] - low
+        return data, (index, *rest)
+
+    def _stored_rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Entries `start` to `stop` of the slowest axis, as they are stored."""
+        shape, dtype = self._stored_form()
+        size = math.prod(shape[1:]) * dtype.itemsize
+        return self.storage.array(self.file_offset + start * size, (stop - start, *shape[1:]), dtype)
 
     def rows(self, rank: int, world: int) -> npt.NDArray[Any]:
         """The stored form of one rank's share of the slowest axis: a view of the mapped file.
@@ -141,9 +182,11 @@ class Tensor:
         ndarray
             A part of `data` along its first axis; `mmgguf.dequantize` makes numbers of it.
         """
-        data = self.data
-        start, stop = _share(data.shape[0] if data.ndim else 1, rank, world)
-        return data[start:stop] if data.ndim else data
+        if not self.ndim:
+            _share(1, rank, world)
+            return self.data
+        start, stop = _share(self._stored_form()[0][0], rank, world)
+        return self._stored_rows(start, stop)
 
     def columns(self, rank: int, world: int) -> npt.NDArray[Any]:
         """As `rows`, along the fastest axis: shares begin and end at block boundaries."""
@@ -202,14 +245,17 @@ class Tensor:
 
         Along the last axis this holds for integers and slices with a positive step.
         """
-        data = self.data
         if self.layout.is_plain:
+            data, key = self._data_for(key)
             result: npt.NDArray[Any] = data[key]
             return result
         leading, last = self._split_key(key)
         if last is None:
-            whole: npt.NDArray[Any] = self._dequantize(data)[key]
+            whole: npt.NDArray[Any] = self._dequantize(self.data)[key]
             return whole
+        data, leading = self._data_for(leading)
+        if not isinstance(leading, tuple):
+            leading = (leading,)
         block_size, length = self.layout.block_size, self.shape[-1]
         if isinstance(last, int):
             position = last + length if last < 0 else last

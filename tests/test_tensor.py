@@ -20,7 +20,7 @@ from .test_file import KEYS
 TYPES = [GGMLType.Q4_0, GGMLType.Q4_K, GGMLType.IQ2_XS]
 
 
-@pytest.fixture(params=["little", "big"])
+@pytest.fixture(params=[("little", "mmap"), ("big", "mmap"), ("little", "read")], ids="-".join)
 def file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[mmgguf.GGUFFile]:
     path = tmp_path / "model.gguf"
     tensors: dict[str, Any] = {
@@ -31,8 +31,9 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[mmgguf.GGUF
     for type_ in TYPES:
         for name, blocks in {"vector": (5,), "matrix": (4, 3), "experts": (3, 4, 2)}.items():
             tensors[f"{type_.name}.{name}"] = mmgguf.TypedTensor(random_tensor(type_, blocks).blocks, type_)
-    mmgguf.write(path, {}, tensors, byte_order=request.param)
-    with mmgguf.open(path) as f:
+    byte_order, backend = request.param
+    mmgguf.write(path, {}, tensors, byte_order=byte_order)
+    with mmgguf.open(path, backend=backend) as f:
         yield f
 
 
@@ -122,3 +123,31 @@ def test_plain_types_become_the_dtype_that_is_asked_for(file: mmgguf.GGUFFile) -
 def test_blocks_cannot_be_numbers_without_a_copy(file: mmgguf.GGUFFile) -> None:
     with pytest.raises(ValueError, match=r"Q4_0\.matrix: Q4_0 blocks become numbers only in a copy"):
         np.asarray(file["Q4_0.matrix"], copy=False)
+
+
+def test_reading_rows_reads_only_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.gguf"
+    blocks = random_tensor(GGMLType.Q8_0, (10, 4, 2)).blocks  # rows of 2 blocks of 34 bytes, 272 bytes per expert
+    mmgguf.write(path, {}, {"w": blocks, "plain": np.arange(40, dtype=np.int8).reshape(10, 4)})
+    read: list[int] = []
+    read_at = mmgguf.memory.read_at
+
+    def counting(descriptor: int, buffer: memoryview, offset: int) -> int:
+        read.append(len(buffer))
+        return read_at(descriptor, buffer, offset)
+
+    monkeypatch.setattr(mmgguf.memory, "read_at", counting)
+    with mmgguf.open(path, backend="read") as f:
+        for key, expected in [
+            (3, [1]), (-1, [1]), (slice(2, 5), [3]), (slice(8, 1, -3), [7]), ([7, 0, 7], [1, 1, 1]),
+            ((4, slice(1, 2)), [1]), (([2, 4], 0), [3]), ((slice(1, 3), ..., 0), [2]), (np.int64(2), [1]),
+        ]:  # fmt: skip
+            for name, size in (("w", 272), ("plain", 4)):
+                if name == "plain" and isinstance(key, tuple) and Ellipsis in key:
+                    continue
+                read.clear()
+                f[name][key]
+                assert read == [rows * size for rows in expected], (name, key)
+        read.clear()
+        assert f["w"].rows(1, 5).shape == (2, 4, 2)
+        assert read == [2 * 272]
