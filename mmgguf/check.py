@@ -146,6 +146,8 @@ class _Structure:
         # By place, never through the descriptor's position, which every look at an array's bytes moves.
         self.region = shard.file.region
         self.add = report.add
+        # The part of the header that `byte` has looked at last.
+        self.block_no, self.block = -1, b""
 
     def check(self) -> None:
         self.file()
@@ -195,11 +197,20 @@ class _Structure:
                 position += width + len(raw)
             else:
                 if type_ is ValueType.BOOL:
-                    byte = self.region(position, 1)[0]
+                    byte = self.byte(position)
                     if byte > 1:
                         self.add("warning", "bool-byte", key, f"a bool is stored as {byte}, must be 0 or 1", position)
                 position += NUMBERS[type_].dtype.itemsize
         return position
+
+    def byte(self, position: int) -> int:
+        """One byte of the header; a file may have a bool in every pair."""
+        block_no = position // CHUNK_SIZE
+        if block_no != self.block_no:
+            start = block_no * CHUNK_SIZE
+            self.block = self.region(start, min(CHUNK_SIZE, self.header.nbytes - start)).tobytes()
+            self.block_no = block_no
+        return self.block[position % CHUNK_SIZE]
 
     def key(self, key: str, raw: bytes, position: int) -> None:
         if len(raw) > MAX_KEY_SIZE:
