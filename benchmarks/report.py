@@ -163,7 +163,7 @@ def _claims(benches: list[Bench], folder: Path) -> str:
             continue
         details = ""
         if "ratio_of_medians" in info:
-            details = f"{info['ratio_of_medians']:.3g} / {info['ratio_of_cpu']:.3g}"
+            details = " / ".join(f"{info[key]:.3g}" for key in ("ratio_of_medians", "ratio_of_cpu") if key in info)
         elif "slowest" in info:
             details = info["slowest"]
         sign, number = info["bar"].split()
@@ -172,7 +172,7 @@ def _claims(benches: list[Bench], folder: Path) -> str:
     if not rows:
         return ""
     return (
-        "\n## Claims\n\nContestants took turns in one process. Last column: the ratio of the medians and that of "
+        "\n## Claims\n\nContestants took turns, in one process where no other is named. Last column: the ratio of the medians and that of "
         "processor time, as second opinions, or the slowest type.\n\n"
         + _table(rows, ["claim", "measured", "bar", "met", "medians / cpu"])
     )

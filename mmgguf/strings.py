@@ -36,6 +36,10 @@ __all__ = ["Chain", "StringArray", "decode", "encode", "is_utf8", "scan"]
 #: Bytes looked at together: about what a core's second-level cache holds along with the intermediate arrays.
 WINDOW: Final = 256 * 1024
 
+#: Strings that are decoded together.  In vocabularies, every buffer on their way is then below 128 KiB: larger ones
+#: malloc maps and unmaps each time at first, and touching new pages costs more than all else that is done to them.
+_PORTION: Final = 4096
+
 #: Bytes that a string and its length take in vocabularies, with something to spare.
 _ORDINARY: Final = 32
 
@@ -304,13 +308,47 @@ class StringArray(Sequence[str]):
         return itertools.chain.from_iterable(self._portions(0, self._count))
 
     def _portions(self, start: int, stop: int) -> Iterator[list[str]]:
-        # Portions that grow: who stops early has decoded little, and the largest, with the text that it becomes, still
-        # fits a core's second-level cache.
+        # Portions that grow: who stops early has decoded little.
+        if start == 0 and self._offsets is None and self._count >= 8:
+            yield from self._windows(stop)
+            return
         size = 64
         while start < stop:
             yield self._strings(start, min(start + size, stop))
             start += size
-            size = min(size * 8, 8192)
+            size = min(size * 8, _PORTION)
+
+    def _windows(self, stop: int) -> Iterator[list[str]]:
+        """The first `stop` strings, found and decoded window by window, without an index."""
+        data, left = self._data, stop
+        position, size = 0, 1024
+        scratch = np.empty(min(WINDOW, len(data)), np.uint8)
+        while left:
+            window = scratch[: min(size, len(data) - position)]
+            window[:] = data[position : position + len(window)]
+            starts: list[npt.NDArray[np.uint32]] = []
+            found, end = self._chain.walk(window, left, starts)
+            if not found or position + end > len(data):
+                raise self._changed()
+            if end > len(window):
+                # The last one goes on behind the window: it is the first of the next, which may have to be larger.
+                if found == 1:
+                    scratch = np.empty(end, np.uint8)
+                    size = end
+                    continue
+                found -= 1
+                end = int(starts[-1][-1])
+                starts[-1] = starts[-1][:-1]
+            heads = np.concatenate(starts).astype(np.intp)
+            for first in range(0, found, _PORTION):
+                few = heads[first : first + _PORTION]
+                behind = int(heads[first + _PORTION]) if first + _PORTION < found else end
+                yield self._decode(window[few[0] : behind], few - few[0])
+            position += end
+            left -= found
+            size = min(size * 8, len(scratch))
+        if stop == self._count and position != len(data):
+            raise self._changed()
 
     def __contains__(self, value: object) -> bool:
         return any(value == item for item in self)
@@ -376,29 +414,40 @@ class StringArray(Sequence[str]):
         return strings
 
     def _strings(self, start: int, stop: int) -> list[str]:
-        """Elements start to stop, all at once.
-
-        In a copy, each length becomes one 0xFF and seven NULs.  Dropping all NULs, turning 0xFF into NUL, decoding
-        the whole and splitting it there is work done in C throughout.  A string with a NUL of its own shows in
-        the number of NULs, one with 0xFF in the number of pieces: then they are decoded one by one.
-        """
+        """Elements start to stop, all at once."""
         if self._offsets is None and self._count < 8:
             return self._few()[start:stop]
         if stop - start < 8:
             return [decode(self.bytes(i)) for i in range(start, stop)]
-        data, width = self._data, self._chain.width
         offsets = self._index()[start : stop + 1].astype(np.intp)
-        text = data[offsets[0] : offsets[-1]].copy()
-        heads = offsets[:-1] - offsets[0]
+        return self._decode(self._data[offsets[0] : offsets[-1]].copy(), offsets[:-1] - offsets[0])
+
+    def _decode(self, text: UInt8Array, heads: npt.NDArray[np.intp]) -> list[str]:
+        """The strings of a piece of the chain.
+
+        Each length becomes one 0xFF and NULs.  Dropping all NULs, turning 0xFF into NUL, decoding the whole and
+        splitting it there is work done in C throughout.  A string with a NUL of its own shows in the number of
+        NULs, one with 0xFF in the number of pieces: then they are decoded one by one.
+
+        Parameters
+        ----------
+        text : uint8 array, shape (n,)
+            Lengths and strings, to be overwritten.
+        heads : intp array, shape (k,)
+            Where in `text` the lengths begin; the first is 0.
+        """
+        width = self._chain.width
         mark, zeros = (width - 1, range(width - 1)) if self._chain.byte_order == "big" else (0, range(1, width))
-        long = heads[np.diff(offsets) >= 256 + width]
-        if len(long):
+        text[heads + mark if mark else heads] = 0xFF
+        nuls = len(heads) * (width - 1)
+        if len(text) - np.count_nonzero(text) != nuls:
+            # What else is in the length of a long string?
+            long = heads[np.diff(heads, append=len(text)) >= 256 + width]
             for i in zeros:
                 text[long + i] = 0
-        text[heads + mark if mark else heads] = 0xFF
-        if len(text) - np.count_nonzero(text) == len(heads) * (width - 1):
+        if len(text) - np.count_nonzero(text) == nuls:
             pieces = decode(text.tobytes().translate(_FF_TO_NUL, b"\0")).split("\0")
             if len(pieces) == len(heads) + 1:
                 del pieces[0]  # what is before the first mark: nothing
                 return pieces
-        return [decode(data[a + width : b].tobytes()) for a, b in itertools.pairwise(offsets.tolist())]
+        return [decode(text[a + width : b].tobytes()) for a, b in itertools.pairwise([*heads.tolist(), len(text)])]

@@ -1,4 +1,4 @@
-"""Memory and import time, measured in fresh processes, where nothing else has left traces.
+"""Memory, and the time that something takes when it is done first, measured in fresh processes, where nothing else has left traces.
 
 Run as ``python -m mmgguf.bench.process``, it does what the lines on its standard input say and answers each with a line
 of JSON: see `Child`.
@@ -20,7 +20,7 @@ import mmgguf
 from .measure import memory_usage
 from .ways import page_sum
 
-__all__ = ["Child", "import_seconds"]
+__all__ = ["Child", "fresh_seconds"]
 
 
 def _environment() -> dict[str, str]:
@@ -72,17 +72,19 @@ class Child:
         self._process.communicate()
 
 
-def import_seconds(statement: str, cache: str | os.PathLike[str]) -> float:
-    """Seconds that an import takes in a fresh process.
+def fresh_seconds(statement: str, cache: str | os.PathLike[str], setup: str = "") -> float:
+    """Seconds that a statement takes in a fresh process, as the first thing that it does.
 
     Parameters
     ----------
     statement : str
-        What to run.
+        What to run; in one line.
     cache : path-like
         A folder for compiled modules, so that the second call measures what users have, whatever the settings here.
+    setup : str
+        Run before it, not timed.
     """
-    program = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
+    program = f"import time\n{setup}\nstart = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
     environment = {**_environment(), "PYTHONPYCACHEPREFIX": os.fspath(cache)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
