@@ -164,6 +164,8 @@ def _claims(benches: list[Bench], folder: Path) -> str:
         details = ""
         if "ratio_of_medians" in info:
             details = " / ".join(f"{info[key]:.3g}" for key in ("ratio_of_medians", "ratio_of_cpu") if key in info)
+            if "gain_of_stores" in info:
+                details += " (stores alone: {:.3g}, medians {:.3g})".format(*info["gain_of_stores"])
         elif "slowest" in info:
             details = info["slowest"]
         sign, number = info["bar"].split()
