@@ -174,8 +174,8 @@ def _claims(benches: list[Bench], folder: Path) -> str:
     if not rows:
         return ""
     return (
-        "\n## Claims\n\nContestants took turns, in one process where no other is named. Last column: the ratio of the medians and that of "
-        "processor time, as second opinions, or the slowest type.\n\n"
+        "\n## Claims\n\nContestants took turns, in one process where no other is named. Last column: the ratio of the "
+        "medians and that of processor time, as second opinions, or the slowest type.\n\n"
         + _table(rows, ["claim", "measured", "bar", "met", "medians / cpu"])
     )
 

@@ -63,9 +63,10 @@ class Claim:
 
     def ratio_when_fresh(self, one: tuple[str, str], other: tuple[str, str], cache: Path, rounds: int = 10) -> float:
         """As `ratio`, of statements with their setups, each time in a fresh process of its own."""
-        pairs: list[tuple[float, ...]] = []
-        for _ in range(rounds + 1 if self.benchmark.enabled else 2):
-            pairs.append(tuple(fresh_seconds(statement, cache, setup) for setup, statement in (one, other)))
+        pairs = [
+            [fresh_seconds(statement, cache, setup) for setup, statement in (one, other)]
+            for _ in range(rounds + 1 if self.benchmark.enabled else 2)
+        ]
         ours, theirs = zip(*pairs[1:], strict=True)  # the first compiles
         self.benchmark.extra_info.update(
             milliseconds=[min(ours) * 1e3, min(theirs) * 1e3],

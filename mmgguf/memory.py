@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import stat
@@ -392,6 +393,7 @@ def require_identity(file: StorageFile, identity: Identity) -> None:
 # ---------------------------------------------------------------- what Python's mmap does not offer
 
 
+@functools.cache
 def _libc() -> Any:
     if sys.platform == "win32":
         return None
