@@ -27,7 +27,6 @@ from .header import Header
 from .metadata import Metadata
 from .strings import StringArray, decode, encode, is_utf8
 from .tensor import Tensor
-from .values import NUMBERS
 from .walk import Progress
 
 __all__ = ["Finding", "verify"]
@@ -151,10 +150,10 @@ class _Structure:
 
     def check(self) -> None:
         self.file()
-        end = self.pairs()
+        self.pairs()
         self.meaning()
         self.split()
-        self.infos(end)
+        self.infos()
         self.places()
 
     def file(self) -> None:
@@ -173,14 +172,13 @@ class _Structure:
 
     # Metadata.
 
-    def pairs(self) -> int:
-        """Each key and value by itself; gives the byte where the tensor infos begin."""
-        width = 4 if self.header.version == 1 else 8
-        position = 8 + 2 * width
-        for key in self.metadata:
+    def pairs(self) -> None:
+        """Each key and value by itself."""
+        width = self.header.length_size
+        for key, position in zip(self.metadata, self.header.pair_positions(), strict=False):
             raw = encode(key)
             self.key(key, raw, position)
-            position += width + len(raw) + 4
+            value_position = position + width + len(raw) + 4
             type_ = self.metadata.type_of(key)
             info = self.metadata.array_info(key)
             if info is not None:
@@ -188,20 +186,11 @@ class _Structure:
                     self.bools(key, info.offset, info.nbytes)
                 elif info.element_type is ValueType.STRING:
                     self.strings(key, info.offset)
-                position = info.offset + info.nbytes
             elif type_ is ValueType.STRING:
-                value: str = self.metadata[key]
-                raw = encode(value)
-                if not is_utf8(value):
-                    self.add("warning", "value-not-utf8", key, "the string is not UTF-8", position + width)
-                position += width + len(raw)
-            else:
-                if type_ is ValueType.BOOL:
-                    byte = self.byte(position)
-                    if byte > 1:
-                        self.add("warning", "bool-byte", key, f"a bool is stored as {byte}, must be 0 or 1", position)
-                position += NUMBERS[type_].dtype.itemsize
-        return position
+                if not is_utf8(self.metadata[key]):
+                    self.add("warning", "value-not-utf8", key, "the string is not UTF-8", value_position + width)
+            elif type_ is ValueType.BOOL and (byte := self.byte(value_position)) > 1:
+                self.add("warning", "bool-byte", key, f"a bool is stored as {byte}, must be 0 or 1", value_position)
 
     def byte(self, position: int) -> int:
         """One byte of the header; a file may have a bool in every pair."""
@@ -292,10 +281,9 @@ class _Structure:
 
     # Tensors.
 
-    def infos(self, position: int) -> None:
-        """Each tensor info by itself; the first begins at that byte."""
-        width = 4 if self.header.version == 1 else 8
-        for name, info in self.header.tensors.items():
+    def infos(self) -> None:
+        """Each tensor info by itself."""
+        for (name, info), position in zip(self.header.tensors.items(), self.header.info_positions(), strict=False):
             raw = encode(name)
             if not raw:
                 self.add("warning", "name-empty", name, "the name is empty", position)
@@ -314,7 +302,6 @@ class _Structure:
             if 0 in info.ne:
                 text = f"no elements: a dimension of {info.ne} is 0, and not every reader copes"
                 self.add("warning", "empty-tensor", name, text, position)
-            position += width + len(raw) + 4 + width * len(info.ne) + 12
 
     def places(self) -> None:
         """Order of offsets, holes, padding and the file's tail."""

@@ -39,6 +39,7 @@ __all__ = [
     "TruncatedError",
     "UnknownTypeError",
     "VersionError",
+    "human_size",
     "shown",
 ]
 
@@ -57,6 +58,18 @@ def shown(text: object, quoted: bool = False) -> str:
     if len(text) <= _SHOWN_LENGTH:
         return repr(text) if quoted or not text or not text.isprintable() else text
     return f"{text[:_SHOWN_LENGTH]!r}… ({len(text)} characters)"
+
+
+def human_size(nbytes: int) -> str:
+    """Bytes for people: 9437184 → ``9.0 MiB``."""
+    if nbytes < 1024:
+        return f"{nbytes} B"
+    value, units = nbytes / 1024, iter(("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
+    unit = next(units)
+    while value >= 999.95:
+        value /= 1024
+        unit = next(units)
+    return f"{value:.1f} {unit}"
 
 
 class GGUFError(Exception):

@@ -62,7 +62,7 @@ from .errors import (
 )
 from .metadata import ArrayInfo, Metadata, RetainedArrays
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
-from .strings import Chain, decode, encode, scan
+from .strings import Chain, decode, encoded_size, scan
 from .values import NUMBERS
 
 __all__ = ["Header", "TensorInfo", "parse_header", "read_header"]
@@ -207,6 +207,34 @@ class Header:
     data_offset: int
     nbytes: int
 
+    @property
+    def length_size(self) -> int:
+        """Bytes of a string's length, of a count and of each of `ne`: 4 in version 1, else 8."""
+        return 4 if self.version == 1 else 8
+
+    def pair_positions(self) -> Iterator[int]:
+        """The byte where each key-value pair begins, and after the last the one where the tensor infos do."""
+        width, metadata = self.length_size, self.metadata
+        yield (position := 8 + 2 * width)
+        for key in metadata:
+            position += width + encoded_size(key) + 4
+            if (array := metadata.array_info(key)) is not None:
+                position = array.offset + array.nbytes
+            elif (type_ := metadata.type_of(key)) is ValueType.STRING:
+                position += width + encoded_size(metadata[key])
+            else:
+                position += NUMBERS[type_].dtype.itemsize
+            yield position
+
+    def info_positions(self) -> Iterator[int]:
+        """The byte where each tensor info begins, and after the last the one where the header ends."""
+        width = self.length_size
+        *_, position = self.pair_positions()
+        yield position
+        for info in self.tensors.values():
+            position += width + encoded_size(info.name) + 4 + width * len(info.ne) + 12
+            yield position
+
 
 def read_header(file: BinaryIO | Any, buffer_size: int = DEFAULT_BUFFER_SIZE) -> Header:
     """Read the header of a GGUF file from any seekable binary file object, a remote one too.
@@ -286,12 +314,12 @@ class _Parser:
         self.require(tensor_count, width + 16, "tensor count")
         metadata = self.metadata(kv_count)
         alignment = self.alignment(metadata)
-        self.infos_start = self.seeker.tell()
         infos, stored, nbytes = self.tensor_infos(tensor_count)
         data_offset = -(-nbytes // alignment) * alignment
+        header = Header(self.version, self.byte_order, metadata, infos, alignment, data_offset, nbytes)
         if not self.is_sound(stored, alignment, data_offset):
-            self.check_data(infos, alignment, data_offset)
-        return Header(self.version, self.byte_order, metadata, infos, alignment, data_offset, nbytes)
+            check_data(header, self.seeker.size)
+        return header
 
     def size(self, what: str) -> int:
         value: int = self.seeker.unpack(self.size_t, what)[0]
@@ -319,7 +347,7 @@ class _Parser:
         for number in range(count):
             key = self.string("metadata key")
             if not key or key in values:
-                where = self.seeker.tell() - len(encode(key)) - self.size_t.size
+                where = self.seeker.tell() - encoded_size(key) - self.size_t.size
                 pair = f"metadata pair {number} at byte {where}"
                 if not key:
                     raise FormatError(f"{pair}: the key is empty")
@@ -472,53 +500,51 @@ class _Parser:
             )
         )
 
-    def problem(self, infos: Mapping[str, TensorInfo], name: str, text: str) -> str:
-        """A message about a tensor, with the place of its info: counted again here rather than kept for all."""
-        position = self.infos_start
-        for info in infos.values():
-            if info.name == name:
-                break
-            position += self.size_t.size + len(encode(info.name)) + 4 + self.info_tails[len(info.ne)].size
-        return f"{shown(name)}: {text} (tensor info at byte {position})"
 
-    def check_data(self, infos: Mapping[str, TensorInfo], alignment: int, data_offset: int) -> None:
-        """Every tensor has whole blocks, is aligned, lies inside the file and overlaps no other."""
-        available = max(self.seeker.size - data_offset, 0)
-        furthest, in_order = 0, True
-        for name, info in infos.items():
-            ne, offset = info.ne, info.offset
-            if offset % alignment:
-                text = f"offset {offset} is not a multiple of the alignment {alignment}"
-                raise FormatError(self.problem(infos, name, text))
-            nbytes = 0
-            if (sizes := _SIZES.get(info.type)) is not None:
-                block_size, type_size = sizes
-                row = ne[0] if ne else 1
-                if row % block_size:
-                    type_name = GGMLType(info.type).name
-                    text = f"row of {row} elements is not a multiple of {type_name}'s block size {block_size}"
-                    raise FormatError(self.problem(infos, name, text))
-                nbytes = math.prod(ne) // block_size * type_size
-                # An empty tensor too: numpy refuses shapes whose other dimensions alone are too large, as float64 too.
-                if not nbytes and math.prod(n for n in ne if n) * max(type_size, 8) > _MAX_INT:
-                    raise FormatError(self.problem(infos, name, f"dimensions {ne} are beyond 64 bits"))
-            if offset + nbytes > available:
-                needed = data_offset + offset + nbytes
-                text = f"dimensions {ne} at offset {offset}: needs {needed} bytes, file has {self.seeker.size}"
-                raise TruncatedError(self.problem(infos, name, f"{text}: download incomplete?"))
-            if nbytes:
-                in_order = in_order and offset >= furthest
-                furthest = max(furthest, offset + nbytes)
-        if not in_order:
-            self.check_overlaps(infos)
+def check_data(header: Header, size: int) -> None:
+    """In a file of `size` bytes, every tensor has whole blocks, is aligned, lies inside and overlaps no other."""
+    available = max(size - header.data_offset, 0)
+    furthest, in_order = 0, True
+    for info in header.tensors.values():
+        ne, offset = info.ne, info.offset
+        if offset % header.alignment:
+            text = f"offset {offset} is not a multiple of the alignment {header.alignment}"
+            raise FormatError(problem(header, info, text))
+        nbytes = 0
+        if (sizes := _SIZES.get(info.type)) is not None:
+            block_size, type_size = sizes
+            row = ne[0] if ne else 1
+            if row % block_size:
+                type_name = GGMLType(info.type).name
+                text = f"row of {row} elements is not a multiple of {type_name}'s block size {block_size}"
+                raise FormatError(problem(header, info, text))
+            nbytes = math.prod(ne) // block_size * type_size
+            # An empty tensor too: numpy refuses shapes whose other dimensions alone are too large, as float64 too.
+            if not nbytes and math.prod(n for n in ne if n) * max(type_size, 8) > _MAX_INT:
+                raise FormatError(problem(header, info, f"dimensions {ne} are beyond 64 bits"))
+        if offset + nbytes > available:
+            needed = header.data_offset + offset + nbytes
+            text = f"dimensions {ne} at offset {offset}: needs {needed} bytes, file has {size}: download incomplete?"
+            raise TruncatedError(problem(header, info, text))
+        if nbytes:
+            in_order = in_order and offset >= furthest
+            furthest = max(furthest, offset + nbytes)
+    if not in_order:
+        check_overlaps(header)
 
-    def check_overlaps(self, infos: Mapping[str, TensorInfo]) -> None:
-        extents = sorted(
-            (info.offset, info.offset + info.nbytes, name)
-            for name, info in infos.items()
-            if info.type in _SIZES and info.nbytes
-        )
-        for (_, end, name), (offset, _, other) in itertools.pairwise(extents):
-            if offset < end:
-                text = f"begins at offset {offset}, inside {shown(name)}, which ends at {end}"
-                raise FormatError(self.problem(infos, other, text))
+
+def check_overlaps(header: Header) -> None:
+    """No two tensors share bytes."""
+    sized = (info for info in header.tensors.values() if info.type in _SIZES and info.nbytes)
+    for info, other in itertools.pairwise(sorted(sized, key=lambda info: (info.offset, info.nbytes, info.name))):
+        end = info.offset + info.nbytes
+        if other.offset < end:
+            text = f"begins at offset {other.offset}, inside {shown(info.name)}, which ends at {end}"
+            raise FormatError(problem(header, other, text))
+
+
+def problem(header: Header, info: TensorInfo, text: str) -> str:
+    """A message about a tensor, with the place of its info."""
+    positions = zip(header.tensors, header.info_positions(), strict=False)
+    position = next(position for name, position in positions if name == info.name)
+    return f"{shown(info.name)}: {text} (tensor info at byte {position})"

@@ -31,7 +31,7 @@ from .blocks import ByteOrder
 from .errors import FileChangedError, TruncatedError
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 
-__all__ = ["Chain", "StringArray", "decode", "encode", "is_utf8", "scan"]
+__all__ = ["Chain", "StringArray", "decode", "encode", "encoded_size", "is_utf8", "scan"]
 
 #: Bytes looked at together: about what a core's second-level cache holds along with the intermediate arrays.
 WINDOW: Final = 256 * 1024
@@ -56,6 +56,11 @@ def decode(data: bytes) -> str:
 def encode(text: str) -> bytes:
     """The bytes that `decode` made a str of."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def encoded_size(text: str) -> int:
+    """How many these are."""
+    return len(text) if text.isascii() else len(encode(text))
 
 
 def is_utf8(text: str) -> bool:

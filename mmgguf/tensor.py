@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .blocks import ByteOrder, Layout, stored_form
 from .constants import GGMLType
 from .dequant import DTYPES, dequantize
-from .errors import shown
+from .errors import human_size, shown
 from .header import TensorInfo
 from .memory import StorageFile, open_same
 
@@ -344,7 +344,7 @@ class Tensor:
 
     def __repr__(self) -> str:
         if isinstance(self.type, GGMLType):
-            return f"<Tensor {shown(self.name)} {self.type.name} {self.shape} {_binary_size(self.nbytes)}>"
+            return f"<Tensor {shown(self.name)} {self.type.name} {self.shape} {human_size(self.nbytes)}>"
         return f"<Tensor {shown(self.name)} unknown type {self.type} {self.shape}>"
 
 
@@ -356,13 +356,3 @@ def _share(length: int, rank: int, world: int) -> tuple[int, int]:
     if not 0 <= rank < world:
         raise ValueError(f"rank must be from 0 to world - 1, got rank {rank} of world {world}")
     return length * rank // world, length * (rank + 1) // world
-
-
-def _binary_size(nbytes: int) -> str:
-    """Bytes for people: 9437184 → "9.0 MiB"."""
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{nbytes} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -365,8 +365,8 @@ def test_shorten_middle(text: str, width: int, shown: str) -> None:
         (None, "?"),
     ],
 )
-def test_human_size(size: int | None, shown: str) -> None:
-    assert printing.human_size(size) == shown
+def test_size_text(size: int | None, shown: str) -> None:
+    assert printing.size_text(size) == shown
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .printing import human_size, print_note, safe
+from .printing import print_note, safe, size_text
 from .progress import progress_bar
 
 __all__ = ["convert", "dequantize"]
@@ -86,4 +86,4 @@ def _write(
         raise FileExistsError(None, "is there already; --force replaces it", str(target))
     with progress_bar(target.name) as progress:
         function(source, target, dtype=None if dtype is None else dtype.value, names=names or None, progress=progress)
-    print_note(f"wrote {target}: {human_size(os.path.getsize(target))}")
+    print_note(f"wrote {target}: {size_text(os.path.getsize(target))}")

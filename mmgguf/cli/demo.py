@@ -18,7 +18,7 @@ from ..constants import GGMLType
 from ..memory import Backend
 from ..writer import TypedTensor, write
 from .ls import print_tensors
-from .printing import human_size, is_terminal, print_lines, print_note, print_sentence, print_table
+from .printing import is_terminal, print_lines, print_note, print_sentence, print_table, size_text
 
 __all__ = ["demo"]
 
@@ -38,7 +38,7 @@ def demo(
         began = time.perf_counter()
         write_model(path, size << 20)
         seconds = time.perf_counter() - began
-        print_note(f"wrote {path}: {human_size(os.path.getsize(path))} in {seconds:.2f} s")
+        print_note(f"wrote {path}: {size_text(os.path.getsize(path))} in {seconds:.2f} s")
         with mmgguf.open(path) as model:
             print_tensors(list(model.values()))
             count, nbytes = len(model), sum(tensor.nbytes for tensor in model.values())
@@ -103,7 +103,7 @@ def _print_timings(path: str, count: int, nbytes: int) -> None:
     _, mapped_used, read_used = times[1]
     print_sentence(
         f"Mapping gave all {count} tensors as arrays in {_ms(mapped)} without moving a byte, where "
-        f"unbuffered reads copied {human_size(nbytes)} in {_ms(read)}; using every byte took "
+        f"unbuffered reads copied {size_text(nbytes)} in {_ms(read)}; using every byte took "
         f"{_ms(mapped_used)} in all when mapped and {_ms(read_used)} when read (the file was in the page cache)."
     )
 

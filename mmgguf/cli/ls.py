@@ -17,7 +17,6 @@ from ..blocks import layout_of
 from ..constants import GGMLType
 from ..tensor import Tensor
 from .printing import (
-    human_size,
     is_terminal,
     print_json,
     print_lines,
@@ -26,6 +25,7 @@ from .printing import (
     safe,
     shape_text,
     shorten_middle,
+    size_text,
 )
 
 __all__ = ["ls", "nbytes_of", "print_tensors", "type_name"]
@@ -82,7 +82,7 @@ def ls(
         print_tensors(tensors)
         known = sum(nbytes_of(tensor) or 0 for tensor in tensors)
         of_all = "" if len(tensors) == len(model) else f" of {len(model)}"
-        print_note(f"{len(tensors)}{of_all} tensors, {human_size(known)}")
+        print_note(f"{len(tensors)}{of_all} tensors, {size_text(known)}")
 
 
 def type_name(type_: int) -> str:
@@ -107,7 +107,7 @@ def print_tensors(tensors: Sequence[Tensor]) -> None:
     print_table(
         ("name", "type", "shape", "size", "offset"),
         [
-            (name, type_name(t.type), shape_text(t.shape), human_size(nbytes_of(t)), t.offset)
+            (name, type_name(t.type), shape_text(t.shape), size_text(nbytes_of(t)), t.offset)
             for name, t in zip(names, tensors, strict=True)
         ],
         right=("shape", "size", "offset"),

@@ -22,13 +22,12 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import GGUFError, MissingExtraError
+from ..errors import GGUFError, MissingExtraError, human_size
 
 __all__ = [
     "ELLIPSIS",
     "errors_as_one_line",
     "human_count",
-    "human_size",
     "is_terminal",
     "print_json",
     "print_lines",
@@ -39,6 +38,7 @@ __all__ = [
     "shape_text",
     "shorten_end",
     "shorten_middle",
+    "size_text",
     "terminal",
 ]
 
@@ -96,19 +96,9 @@ def _start(text: str, width: int) -> str:
     return set_cell_size(text[: max(width, 0)], min(width, cell_len(text[:width]))).rstrip()
 
 
-def human_size(size: int | None) -> str:
+def size_text(size: int | None) -> str:
     """Bytes for people: ``1.5 MiB``; ``?`` where the size is unknown."""
-    if size is None:
-        return "?"
-    if size < 1024:
-        return f"{size} B"
-    value, units = float(size), iter(("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
-    unit = next(units)
-    value /= 1024
-    while value >= 999.95:
-        value /= 1024
-        unit = next(units)
-    return f"{value:.1f} {unit}"
+    return "?" if size is None else human_size(size)
 
 
 def human_count(count: int) -> str:

@@ -23,13 +23,13 @@ from .ls import nbytes_of, type_name
 from .printing import (
     ELLIPSIS,
     human_count,
-    human_size,
     is_terminal,
     print_json,
     print_lines,
     print_table,
     safe,
     shorten_end,
+    size_text,
     terminal,
 )
 
@@ -184,12 +184,12 @@ def _summary(model: GGUFFile, shares: list[_Share]) -> Iterator[tuple[str, str]]
     yield "parameters", f"{human_count(model.parameter_count)} ({model.parameter_count:,})"
     if bits is not None:
         yield "bits per weight", f"{bits:.2f}"
-    yield "size", f"{human_size(model.nbytes)} ({model.nbytes:,} bytes)"
+    yield "size", f"{size_text(model.nbytes)} ({model.nbytes:,} bytes)"
     yield "tensors", str(len(model))
     if len(model.shards) > 1:
         for number, shard in enumerate(model.shards, 1):
             label = f"shard {number} of {len(model.shards)}"
-            yield label, f"{os.path.basename(shard.path)}, {human_size(shard.file.size)}"
+            yield label, f"{os.path.basename(shard.path)}, {size_text(shard.file.size)}"
 
 
 def _print_for_people(model: GGUFFile, shares: list[_Share], pairs: list[_Pair], full: bool) -> None:
@@ -213,7 +213,7 @@ def _print_for_people(model: GGUFFile, shares: list[_Share], pairs: list[_Pair],
                     share.tensors,
                     human_count(share.elements),
                     f"{share.elements / total:.1%}" if total else "",
-                    human_size(share.nbytes),
+                    size_text(share.nbytes),
                     f"{layout.bpw:.4g}" if (layout := layout_of(share.type)) else "?",
                 )
                 for share in shares

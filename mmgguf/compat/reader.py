@@ -20,7 +20,7 @@ from ..header import Header, TensorInfo, parse_header
 from ..memory import open_descriptor
 from ..metadata import ArrayInfo
 from ..seeker import BufferedSeeker
-from ..strings import Chain, StringArray, encode
+from ..strings import Chain, StringArray, encoded_size
 from ..values import NUMBERS
 from .lazy import Array, ArrayParts, Index, NumberParts, Parts, StringParts
 from .peer import ENDIAN, TENSOR_TYPES, VALUE_TYPES
@@ -186,7 +186,7 @@ class GGUFReader:
             # The same memory without the cost of np.memmap, which runs Python code for every view.
             self._base: Array = self.data.view(np.ndarray)
             order = self._header.byte_order
-            self._chain = Chain(order, 4 if self._header.version == 1 else 8)
+            self._chain = Chain(order, self._header.length_size)
             self._dtypes = {type_: row.stored(order) for type_, row in NUMBERS.items()}
             self._length = self._dtypes[ValueType.UINT32 if self._header.version == 1 else ValueType.UINT64]
             self.byte_order = "I" if order == sys.byteorder else "S"
@@ -194,7 +194,7 @@ class GGUFReader:
             self.alignment = self._header.alignment
             self.data_offset = self._header.data_offset
             self.fields: OrderedDict[str, ReaderField] = OrderedDict()
-            self._tensor_infos_offset = self._build_fields()
+            self._build_fields()
         except GGUFError as error:
             error.args = (f"{getattr(file, 'name', file)}: {error}",)
             raise
@@ -228,7 +228,7 @@ class GGUFReader:
 
     # Where everything lies follows from the parsed header: surrogates encode to the very bytes that they came from.
 
-    def _build_fields(self) -> int:
+    def _build_fields(self) -> None:
         header, length, u32 = self._header, self._length, self._dtypes[ValueType.UINT32]
         position = 4
         counts = (("version", u32), ("tensor_count", length), ("kv_count", length))
@@ -237,36 +237,29 @@ class GGUFReader:
             parts = Parts(self._base, ((dtype, 1),), position)
             self.fields[f"GGUF.{key}"] = ReaderField(position, f"GGUF.{key}", parts, [0], [type_])
             position += dtype.itemsize
-        for key in header.metadata:
+        for key, position in zip(header.metadata, header.pair_positions(), strict=False):
             if key in self.fields:
                 raise DuplicateKeyError(f"metadata key at byte {position}: {shown(key)} is taken")
-            self.fields[key], position = self._field(key, position)
-        return position
+            self.fields[key] = self._field(key, position)
 
-    def _field(self, key: str, offset: int) -> tuple[ReaderField, int]:
-        """The field of a metadata key that begins at `offset`, and where it ends."""
+    def _field(self, key: str, offset: int) -> ReaderField:
+        """The field of a metadata key that begins at `offset`."""
         metadata, length, u32 = self._header.metadata, self._length, self._dtypes[ValueType.UINT32]
         type_ = metadata.type_of(key)
-        name_size = _size(key)
-        spans = [(length, 1), (_BYTES, name_size), (u32, 1)]
-        position = offset + length.itemsize + name_size + 4
+        spans = [(length, 1), (_BYTES, encoded_size(key)), (u32, 1)]
         types = [VALUE_TYPES[type_]]
         if type_ is ValueType.STRING:
-            size = _size(metadata[key])
-            spans += [(length, 1), (_BYTES, size)]
-            return ReaderField(offset, key, Parts(self._base, spans, offset), [4], types), (
-                position + length.itemsize + size
-            )
+            spans += [(length, 1), (_BYTES, encoded_size(metadata[key]))]
+            return ReaderField(offset, key, Parts(self._base, spans, offset), [4], types)
         array = metadata.array_info(key)
         if array is None:
-            dtype = self._dtypes[type_]
-            spans.append((dtype, 1))
-            return ReaderField(offset, key, Parts(self._base, spans, offset), [3], types), position + dtype.itemsize
+            spans.append((self._dtypes[type_], 1))
+            return ReaderField(offset, key, Parts(self._base, spans, offset), [3], types)
         if array.count:
             types.append(VALUE_TYPES[array.element_type])
         spans += [(u32, 1), (length, 1)]
         parts = self._array_parts(spans, offset, array)
-        return ReaderField(offset, key, parts, parts.indexes, types), array.offset + array.nbytes
+        return ReaderField(offset, key, parts, parts.indexes, types)
 
     def _array_parts(self, spans: list[tuple[np.dtype[Any], int]], offset: int, array: ArrayInfo) -> ArrayParts:
         if array.element_type is ValueType.STRING:
@@ -280,19 +273,18 @@ class GGUFReader:
     def tensors(self) -> list[ReaderTensor]:
         """All tensors, in file order; raises `UnknownTypeError` if one's type is unknown."""
         tensors = []
-        position = self._tensor_infos_offset
         length, u32, u64 = self._length, self._dtypes[ValueType.UINT32], self._dtypes[ValueType.UINT64]
-        for info in self._header.tensors.values():
+        infos = self._header.tensors.values()
+        for info, position in zip(infos, self._header.info_positions(), strict=False):
             spans = (
                 (length, 1),
-                (_BYTES, _size(info.name)),
+                (_BYTES, encoded_size(info.name)),
                 (u32, 1),
                 (length, len(info.ne)),
                 (u32, 1),
                 (u64, 1),
             )
             field = ReaderField(position, info.name, Parts(self._base, spans, position), [1, 3, 4, 5], [])
-            position += sum(dtype.itemsize * count for dtype, count in spans)
             tensors.append(self._tensor(info, field))
         return tensors
 
@@ -316,8 +308,3 @@ class GGUFReader:
             data,
             field,
         )
-
-
-def _size(text: str) -> int:
-    """Bytes that a string took in the file that it was decoded from."""
-    return len(text) if text.isascii() else len(encode(text))
