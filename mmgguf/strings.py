@@ -59,7 +59,7 @@ def encode(text: str) -> bytes:
 
 
 def encoded_size(text: str) -> int:
-    """How many these are."""
+    """Bytes that `encode` makes of a text."""
     return len(text) if text.isascii() else len(encode(text))
 
 
@@ -444,13 +444,11 @@ class StringArray(Sequence[str]):
         width = self._chain.width
         mark, zeros = (width - 1, range(width - 1)) if self._chain.byte_order == "big" else (0, range(1, width))
         text[heads + mark if mark else heads] = 0xFF
-        nuls = len(heads) * (width - 1)
-        if len(text) - np.count_nonzero(text) != nuls:
-            # What else is in the length of a long string?
-            long = heads[np.diff(heads, append=len(text)) >= 256 + width]
+        long = heads[np.diff(heads, append=len(text)) >= 256 + width]
+        if len(long):
             for i in zeros:
                 text[long + i] = 0
-        if len(text) - np.count_nonzero(text) == nuls:
+        if len(text) - np.count_nonzero(text) == len(heads) * (width - 1):
             pieces = decode(text.tobytes().translate(_FF_TO_NUL, b"\0")).split("\0")
             if len(pieces) == len(heads) + 1:
                 del pieces[0]  # what is before the first mark: nothing

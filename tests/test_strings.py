@@ -28,6 +28,7 @@ VOCABULARIES: dict[str, list[bytes]] = {
     "lengths-around-256": [b"x" * (254 + i % 4) for i in range(500)],
     "long-and-short": [b"y" * (700 if i % 9 == 0 else i % 9) for i in range(3000)],
     "fake-prefixes": [struct.pack("<QQ", i % 5, 3 << 56) + b"abc" for i in range(800)],
+    "nul-beside-long": [b"x" * 300, b"a\0b"] * 500,
     "ff": [b"\xff" * (i % 3) + b"a" for i in range(900)],
     "odd": [text.encode("utf-8", "surrogateescape") for text in STRINGS.values()] * 3,
     "one": [b"alone"],
@@ -89,6 +90,7 @@ def test_an_array_gives_every_string(name: str, chain: Chain) -> None:
     st.integers(8, 200),
 )
 @example([b"\0" * 7], CHAINS[0], 64)
+@example([b"b" * 256, b"\0"] * 4, CHAINS[0], 64)
 def test_any_strings_in_any_window(items: list[bytes], chain: Chain, window: int) -> None:
     before = strings.WINDOW
     strings.WINDOW = window  # type: ignore[misc]
