@@ -11,14 +11,14 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .constants import GGMLType, ValueType
+from .constants import GGMLType
 from .errors import shown
 from .file import GGUFFile, open
 from .header import TensorInfo
 from .metadata import Metadata
 from .strings import StringArray, encode
 from .tensor import Tensor
-from .values import NUMBERS, encode_string
+from .values import encode_string, encode_value
 from .walk import Progress
 
 __all__ = ["Difference", "Digests", "compare", "digest", "stored_chunks"]
@@ -84,6 +84,12 @@ def _is_layout(key: str) -> bool:
     return key == "general.alignment" or key.startswith("split.")
 
 
+def _encoded(metadata: Metadata, key: str) -> bytes:
+    """Type and value of a metadata key, as a little-endian file of version 3 stores them."""
+    typed = metadata.typed(key)
+    return typed.type.to_bytes(4, "little") + encode_value(typed, "little", key)
+
+
 # ---------------------------------------------------------------- digests
 
 
@@ -101,20 +107,27 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
     path : path-like
         The file; of a split model any shard.
     algorithm : str, default "sha256"
-        Any of `hashlib`.
+        Any of `hashlib` whose digests have one length.
     progress : callable, optional
         Called with the bytes of tensors that are done and the bytes in all.
+
+    Returns
+    -------
+    Digests
+        In hexadecimal.
 
     Raises
     ------
     ValueError
-        `hashlib` has no such algorithm.
+        `hashlib` has no such algorithm, or its digests have any length.
     GGUFError, OSError
         The file cannot be opened, or changed meanwhile.
     """
     import hashlib
 
     empty = hashlib.new(algorithm)
+    if not empty.digest_size:
+        raise ValueError(f"algorithm {algorithm!r} has digests of any length, not of one")
     whole = empty.copy()
     tensors: dict[str, str | None] = {}
     with open(path, backend="read") as f:
@@ -139,34 +152,6 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
             whole.update(encode_string(name, "little", "") + numbers + one.digest())
         complete = len(known) == len(f)
         return Digests(algorithm, whole.hexdigest() if complete else None, {name: tensors[name] for name in f})
-
-
-_PACK: Final = {type_: struct.Struct("<I" + row.code) for type_, row in NUMBERS.items()}
-_HEAD: Final = struct.Struct("<IQ")
-_ARRAY_HEAD: Final = struct.Struct("<IIQ")
-
-
-def _encoded(metadata: Metadata, key: str) -> bytes:
-    """Type and value of a metadata key, as a little-endian file of version 3 stores them.
-
-    The bytes are those of `mmgguf.values.encode_value`, without an object for each string and number.
-    """
-    type_, value = metadata.type_of(key), metadata[key]
-    if type_ is ValueType.STRING:
-        raw = encode(value)
-        return _HEAD.pack(type_, len(raw)) + raw
-    if type_ is not ValueType.ARRAY:
-        number: bytes = _PACK[type_].pack(type_, value)
-        return number
-    info = metadata.array_info(key)
-    assert info is not None  # of an array
-    head = _ARRAY_HEAD.pack(type_, info.element_type, info.count)
-    if isinstance(value, StringArray):
-        return head + value.encoded()
-    if info.element_type is ValueType.BOOL:
-        value = value.view(np.uint8) != 0
-    numbers: bytes = value.astype(NUMBERS[info.element_type].dtype, copy=False).tobytes()
-    return head + numbers
 
 
 def _little(chunk: npt.NDArray[np.uint8], tensor: Tensor) -> npt.NDArray[np.uint8]:

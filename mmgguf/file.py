@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from .blocks import ByteOrder, layout_of
 from .constants import FileType
+from .dequant import target_dtype
 from .errors import ClosedError, FileChangedError, GGUFError, NameNotFoundError, SplitError, shown
 from .header import Header, parse_header
 from .memory import (
@@ -70,6 +71,10 @@ class GGUFFile(Mapping[str, Tensor]):
     ----------
     shards : list of Shard
         The files, in order; metadata is the first one's.
+    access : {"normal", "sequential", "random"}
+        As `open` had it.
+    lock : bool
+        Likewise.
 
     Attributes
     ----------
@@ -212,9 +217,12 @@ class GGUFFile(Mapping[str, Tensor]):
 
         Raises
         ------
-        NameNotFoundError, UnknownTypeError
-            At the call: a name that the file does not have, or a tensor whose ggml type is unknown.
+        NameNotFoundError, UnknownTypeError, TypeError
+            At the call: a name that the file does not have, a tensor whose ggml type is unknown, or a dtype that is
+            not offered.
         """
+        if dtype is not None:
+            target_dtype(dtype)
         return ((tensor.name, values(tensor, dtype)) for tensor in walk(self, names, progress))
 
     # Advice to the kernel.
@@ -340,7 +348,8 @@ def open(
     access : {"normal", "sequential", "random"}
         How the data will be read, as advice to the kernel.
     lock : bool, default False
-        Keep the mapped file in memory (``mlock``).
+        Keep the mapped file in memory (``mlock``); only with ``backend="mmap"`` and ``mode="r"``, since locking what
+        is copy-on-write copies all of it.
 
     Returns
     -------
@@ -353,6 +362,8 @@ def open(
         The file is not valid GGUF, or the shards do not belong together.
     OSError
         The system cannot open it, it is not a regular file, or memory cannot be locked.
+    ValueError
+        An argument that is none of these, or a `lock` that cannot be had.
     """
     for what, given, allowed in (
         ("backend", backend, ("mmap", "read")),
@@ -361,6 +372,8 @@ def open(
     ):
         if given not in allowed:
             raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, got {given!r}")
+    if lock and (backend, mode) != ("mmap", "r"):
+        raise ValueError(f"lock=True needs backend='mmap' and mode='r', got {backend!r} and {mode!r}")
     name = os.fsdecode(path)
     shards = [_open_shard(name, backend, mode)]
     try:
@@ -401,11 +414,7 @@ def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
             seeker = BufferedSeeker(raw, DEFAULT_BUFFER_SIZE)
             header = parse_header(seeker)
     except GGUFError as error:
-        os.close(descriptor)
         error.args = (f"{path}: {error}",)
-        raise
-    except BaseException:
-        os.close(descriptor)
         raise
     file = open_storage(descriptor, path, backend, mode)
     if file.size != seeker.size:

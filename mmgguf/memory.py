@@ -10,11 +10,12 @@ process with SIGBUS.  Each access compares the file's size with the one at openi
 already changed; `ReadFile` turns a change at any time into an exception.
 
 Advice to the kernel (prefetch, release, access pattern) changes speed, never results.  Where the system does not know a
-call, it does nothing.
+call, or refuses it, it does nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -34,6 +35,7 @@ from .errors import ClosedError, FileChangedError
 __all__ = [
     "Access",
     "Backend",
+    "Descriptor",
     "Identity",
     "MappedFile",
     "Mode",
@@ -42,6 +44,8 @@ __all__ = [
     "open_descriptor",
     "open_same",
     "open_storage",
+    "read_at",
+    "require_identity",
 ]
 
 Backend = Literal["mmap", "read"]
@@ -58,7 +62,18 @@ _NO_RESERVE: Final[int] = getattr(
 )
 
 
-def open_descriptor(path: str | os.PathLike[str]) -> int:
+class Descriptor(int):
+    """A file descriptor that is closed with the last reference to it.
+
+    A thread that is reading while another closes the file reads on: were the number free meanwhile, the next file
+    that is opened anywhere would get it, and be read in place of this one.
+    """
+
+    def __del__(self) -> None:
+        os.close(self)
+
+
+def open_descriptor(path: str | os.PathLike[str]) -> Descriptor:
     """Open a regular file for reading and give its descriptor.
 
     Raises
@@ -71,30 +86,15 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
     # A pipe is opened without waiting for its other end, and a terminal without becoming ours.
     flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     try:
-        descriptor = os.open(name, flags)
+        descriptor = Descriptor(os.open(name, flags))
     except ValueError:  # a NUL, or a character that file names cannot have
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
-        os.close(descriptor)
         if stat.S_ISDIR(kind):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
         raise OSError(errno.EINVAL, "Not a regular file", name)
     return descriptor
-
-
-class _Descriptor(int):
-    """A descriptor that is closed with the last reference to it.
-
-    A thread that is reading while another closes the file reads on: were the number free meanwhile, the next file
-    that is opened anywhere would get it, and be read in place of this one.
-    """
-
-    owned = True
-
-    def __del__(self) -> None:
-        if self.owned:
-            os.close(self)
 
 
 class StorageFile:
@@ -102,8 +102,8 @@ class StorageFile:
 
     Parameters
     ----------
-    descriptor : int
-        A readable file descriptor, owned from now on and closed by `close`.
+    descriptor : Descriptor
+        Of the file, open for reading; `close` drops it.
     path : str
         Where it was opened: for messages, and to find it again from another process.
     mode : {"r", "c"}
@@ -120,14 +120,13 @@ class StorageFile:
     backend: Backend
     __slots__ = ("__weakref__", "_descriptor", "absolute_path", "identity", "mode", "path")
 
-    def __init__(self, descriptor: int, path: str, mode: Mode) -> None:
+    def __init__(self, descriptor: Descriptor, path: str, mode: Mode) -> None:
         self.path = path
         self.absolute_path = os.path.abspath(path)
         self.mode: Mode = mode
         status = os.fstat(descriptor)
         self.identity: Identity = (status.st_size, status.st_mtime_ns)
-        # Last: what fails before leaves the descriptor to the caller.
-        self._descriptor: _Descriptor | None = _Descriptor(descriptor)
+        self._descriptor: Descriptor | None = descriptor
 
     @property
     def size(self) -> int:
@@ -151,7 +150,7 @@ class StorageFile:
         return self.array(offset, (nbytes,), np.dtype(np.uint8))
 
     @property
-    def descriptor(self) -> int:
+    def descriptor(self) -> Descriptor:
         """The open file descriptor, which stays open as long as it is held; raises `ClosedError` after `close`."""
         descriptor = self._descriptor
         if descriptor is None:
@@ -201,7 +200,8 @@ class StorageFile:
 
     def _fadvise(self, advice: str, offset: int, nbytes: int) -> None:
         if hasattr(os, "posix_fadvise") and nbytes:
-            os.posix_fadvise(self.descriptor, offset, nbytes, getattr(os, advice))
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self.descriptor, offset, nbytes, getattr(os, advice))
 
     def close(self) -> None:
         """Close the descriptor and drop the mapping; arrays handed out before stay valid, and reads are completed."""
@@ -214,7 +214,7 @@ class MappedFile(StorageFile):
     backend = "mmap"
     __slots__ = ("_base", "_mapping")
 
-    def __init__(self, descriptor: int, path: str, mode: Mode) -> None:
+    def __init__(self, descriptor: Descriptor, path: str, mode: Mode) -> None:
         super().__init__(descriptor, path, mode)
         # Keeps mmap from duplicating the descriptor, which would stay open as long as the views live.
         has_trackfd = sys.version_info >= (3, 13) and sys.platform != "win32"
@@ -226,12 +226,8 @@ class MappedFile(StorageFile):
             options["access"] = mmap.ACCESS_COPY if mode == "c" else mmap.ACCESS_READ
         try:
             mapping = mmap.mmap(descriptor, self.size, **options)
-        except BaseException as error:
-            if self._descriptor is not None:
-                self._descriptor.owned = False  # still the caller's, who closes it
-            if isinstance(error, ValueError):  # of no bytes, or of more than there are by now
-                raise FileChangedError(f"{path}: was cut off after it was opened ({error})") from None
-            raise
+        except ValueError as error:  # of no bytes, or of more than there are by now
+            raise FileChangedError(f"{path}: was cut off after it was opened ({error})") from None
         self._mapping: mmap.mmap | None = mapping
         self._base: npt.NDArray[np.uint8] | None = np.frombuffer(mapping, np.uint8)
 
@@ -288,7 +284,8 @@ class MappedFile(StorageFile):
         if self._mapping is None:
             raise ClosedError(f"{self.path}: the file is closed")
         if hasattr(mmap, advice) and nbytes:
-            self._mapping.madvise(getattr(mmap, advice), offset, nbytes)
+            with contextlib.suppress(OSError):  # of locked pages Linux takes no MADV_DONTNEED, for one
+                self._mapping.madvise(getattr(mmap, advice), offset, nbytes)
 
     def close(self) -> None:
         self._base = self._mapping = None
@@ -322,7 +319,8 @@ def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
     done = 0
     while done < len(buffer):
         if hasattr(os, "preadv"):
-            count = os.preadv(descriptor, [buffer[done:] if done else buffer], offset + done)
+            # No more at a time than macOS takes.
+            count = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], offset + done)
         else:
             part = _pread(descriptor, min(len(buffer) - done, 1 << 24), offset + done)
             count = len(part)
@@ -351,13 +349,9 @@ def _pread(descriptor: int, count: int, offset: int) -> bytes:
 _KINDS: Final[dict[str, type[StorageFile]]] = {"mmap": MappedFile, "read": ReadFile}
 
 
-def open_storage(descriptor: int, path: str, backend: Backend, mode: Mode) -> StorageFile:
-    """The storage of a backend over an open file, whose descriptor it owns from now on."""
-    try:
-        return _KINDS[backend](descriptor, path, mode)
-    except BaseException:
-        os.close(descriptor)
-        raise
+def open_storage(descriptor: Descriptor, path: str, backend: Backend, mode: Mode) -> StorageFile:
+    """The storage of a backend over an open file."""
+    return _KINDS[backend](descriptor, path, mode)
 
 
 # Tensors that were sent here one by one share a mapping for as long as any of them lives.

@@ -6,7 +6,7 @@ mapping where there is one; arrays of strings are `StringArray`, which decodes w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, Self, TypeVar, overload
 
@@ -19,7 +19,7 @@ from .errors import ClosedError, MetadataTypeError, NameNotFoundError, shown
 from .strings import Chain, StringArray
 from .values import NUMBERS, TypedValue
 
-__all__ = ["ArrayInfo", "ArraySource", "Metadata", "RetainedArrays", "TypedMapping"]
+__all__ = ["ArrayInfo", "ArraySource", "Metadata", "RetainedArrays", "Section", "TypedMapping"]
 
 DEFAULT_MAX_ARRAY_SIZE = 1024
 T = TypeVar("T")
@@ -83,8 +83,19 @@ class TypedMapping(Mapping[str, Any]):
     def _full_key(self, key: str) -> str:
         return key
 
+    def __eq__(self, other: object) -> bool:
+        """Whether another mapping has the same keys and equal values, whatever their order and stored types."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self.keys() == other.keys() and all(_equal(value, other[key]) for key, value in self.items())
+
+    __hash__ = None  # type: ignore[assignment]  # as for any container that compares by value
+
     def __copy__(self) -> Self:
         return self  # nothing in it can be changed
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{type(self).__name__} is not pickled: send the file, or dict() of it")
@@ -103,8 +114,7 @@ class TypedMapping(Mapping[str, Any]):
     def get_float(self, key: str, default: T) -> float | T: ...
     def get_float(self, key: str, default: Any = _MISSING) -> Any:
         """A float; an integer is taken too, since writers store whole numbers as either."""
-        value = self._typed(key, (float, int), "a float", default)
-        return float(value) if type(value) is int and value is not default else value
+        return self._typed(key, (float, int), "a float", default, float)
 
     @overload
     def get_bool(self, key: str) -> bool: ...
@@ -130,7 +140,14 @@ class TypedMapping(Mapping[str, Any]):
         """An array: a numpy array of shape (n,), or a `StringArray`."""
         return self._typed(key, (np.ndarray, StringArray), "an array", default)
 
-    def _typed(self, key: str, types: type | tuple[type, ...], wanted: str, default: Any) -> Any:
+    def _typed(
+        self,
+        key: str,
+        types: type | tuple[type, ...],
+        wanted: str,
+        default: Any,
+        convert: Callable[[Any], Any] | None = None,
+    ) -> Any:
         try:
             value = self[key]
         except KeyError:
@@ -139,7 +156,13 @@ class TypedMapping(Mapping[str, Any]):
             return default
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
             raise MetadataTypeError(f"{shown(self._full_key(key))}: {wanted} was asked for, got {_describe(value)}")
-        return value
+        return value if convert is None else convert(value)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return bool(np.array_equal(a, b))
+    return bool(a == b)
 
 
 def _describe(value: Any) -> str:

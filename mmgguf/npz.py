@@ -60,10 +60,11 @@ def save_file(
         What the operating system refuses.
     """
     with opened(gguf) as f:
-        for name in select(f, names):
+        chosen = select(f, names)
+        for name in chosen:
             _check(f[name], dtype, f.path)
         with replacing(path) as file, ZipFile(file, "w", ZIP_STORED) as archive:
-            for tensor in walk(f, names, progress):
+            for tensor in walk(f, chosen, progress):
                 target = _target(tensor, dtype)
                 with archive.open(ZipInfo(f"{tensor.name}.npy"), "w", force_zip64=True) as member:
                     header = {"descr": target.str, "fortran_order": False, "shape": tensor.shape}

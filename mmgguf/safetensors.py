@@ -257,7 +257,7 @@ def _reading(path: str) -> Iterator[Any]:
         if error.name != "safetensors":
             raise
         raise MissingExtraError("safetensors", "safetensors") from None
-    os.close(open_descriptor(path))  # says more than the package does where this fails
+    open_descriptor(path)  # says more than the package does where this fails
     try:
         with safe_open(path, framework="np") as file:
             yield file

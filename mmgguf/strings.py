@@ -372,12 +372,12 @@ class StringArray(Sequence[str]):
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
 
-    def encoded(self) -> builtins.bytes:
-        """The lengths and strings as a little-endian file of version 2 or 3 stores them."""
-        if self._chain.byte_order == "little" and self._chain.width == 8:
+    def encoded(self, byte_order: ByteOrder = "little") -> builtins.bytes:
+        """The lengths and strings as a file of that byte order, of version 2 or 3, stores them."""
+        if self._chain.byte_order == byte_order and self._chain.width == 8:
             return self._data.tobytes()
         strings = map(encode, self)
-        return b"".join(len(raw).to_bytes(8, "little") + raw for raw in strings)
+        return b"".join(len(raw).to_bytes(8, byte_order) + raw for raw in strings)
 
     def _index(self) -> npt.NDArray[Any]:
         """Where each string's length begins, and at the end where the last string ends: count + 1 offsets."""

@@ -153,7 +153,11 @@ class Tensor:
             return self.data, key
         rows = [int(row) % length for row in wanted]
         if isinstance(wanted, np.ndarray) and all(isinstance(part, slice) for part in rest):
-            return np.stack([self._stored_rows(row, row + 1)[0] for row in rows]), (slice(None), *rest)
+            shape, dtype = self._stored_form()
+            chosen = np.empty((len(rows), *shape[1:]), dtype)
+            for place, row in enumerate(rows):
+                chosen[place] = self._stored_rows(row, row + 1)[0]
+            return chosen, (slice(None), *rest)
         low = min(rows)
         data = self._stored_rows(low, max(rows) + 1)
         if isinstance(first, slice):
@@ -180,7 +184,13 @@ class Tensor:
         Returns
         -------
         ndarray
-            A part of `data` along its first axis; `mmgguf.dequantize` makes numbers of it.
+            A part of `data` along its first axis; `mmgguf.dequantize` makes numbers of it.  A tensor without axes is
+            every rank's.
+
+        Raises
+        ------
+        ValueError
+            `rank` is not from 0 to ``world - 1``.
         """
         if not self.ndim:
             _share(1, rank, world)
@@ -189,7 +199,10 @@ class Tensor:
         return self._stored_rows(start, stop)
 
     def columns(self, rank: int, world: int) -> npt.NDArray[Any]:
-        """As `rows`, along the fastest axis: shares begin and end at block boundaries."""
+        """As `rows`, along the fastest axis: shares begin and end at block boundaries.
+
+        With ``backend="read"`` the whole tensor is read for it.
+        """
         data = self.data
         start, stop = _share(data.shape[-1] if data.ndim else 1, rank, world)
         return data[..., start:stop] if data.ndim else data
@@ -216,6 +229,13 @@ class Tensor:
         -------
         ndarray
             `out`, or a new array of shape `shape`.  Float32 values have the same bits as ggml's.
+
+        Raises
+        ------
+        UnknownTypeError, TypeError, ValueError
+            As `mmgguf.dequantize`, before anything is written.
+        ClosedError, FileChangedError
+            The file was closed, or has another size than at opening.
         """
         data = self.data
         if data.ndim:

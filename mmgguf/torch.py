@@ -23,7 +23,7 @@ from .dequant import dequantize
 from .errors import MissingExtraError
 from .file import GGUFFile
 from .loading import Source, TensorMapping, opened
-from .memory import MappedFile, StorageFile, open_storage
+from .memory import Descriptor, MappedFile, StorageFile, open_storage
 from .tensor import Tensor
 from .walk import Names, Progress, empty, ranges, result_dtype, select, store, walk
 
@@ -221,7 +221,7 @@ class Tensors(TensorMapping[torch.Tensor]):
         mapping = self._mappings.get(file)
         if mapping is None:
             file.require_unchanged()
-            mapping = open_storage(os.dup(file.descriptor), file.path, "mmap", "c")
+            mapping = open_storage(Descriptor(os.dup(file.descriptor)), file.path, "mmap", "c")
             mapping = self._mappings.setdefault(file, mapping)
         return Tensor(tensor.info, mapping, tensor.data_offset, tensor.byte_order)
 

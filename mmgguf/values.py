@@ -30,6 +30,7 @@ import numpy as np
 
 from .blocks import ByteOrder
 from .constants import ValueType
+from .strings import StringArray
 
 __all__ = ["NUMBERS", "NumberFormat", "TypedValue", "encode_string", "encode_value", "infer_type"]
 
@@ -138,6 +139,8 @@ def infer_type(value: Any, where: str) -> TypedValue:
         return value
     if isinstance(value, np.ndarray):
         return _infer_array(value, where)
+    if isinstance(value, StringArray):
+        return TypedValue(value, ValueType.ARRAY, ValueType.STRING)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
         items = list(value)
         return TypedValue(items, ValueType.ARRAY, _common_type(items, where))
@@ -205,7 +208,7 @@ def _common_type(items: list[Any], where: str) -> ValueType:
         return _integer_type(min(items), max(items), where)
     if all(issubclass(c, int | float) and not issubclass(c, bool | np.generic) for c in classes):
         return ValueType.FLOAT32
-    if any(issubclass(c, Sequence | np.ndarray) and not issubclass(c, str | bytes) for c in classes):
+    if any(issubclass(c, Sequence | np.ndarray) and not issubclass(c, str | bytes | bytearray) for c in classes):
         raise TypeError(f"{where}: nested arrays cannot be stored, ggml refuses them")
     examples = {c: next(item for item in items if type(item) is c) for c in classes}
     types = {_scalar_type(example, where) for example in examples.values()}
@@ -251,6 +254,9 @@ def encode_value(typed: TypedValue, byte_order: ByteOrder, where: str) -> bytes:
 
 
 def _encode_array(value: Any, element_type: ValueType, byte_order: ByteOrder, where: str) -> bytes:
+    if isinstance(value, StringArray) and element_type is ValueType.STRING:
+        head = struct.pack(_STRUCT_ORDER[byte_order] + "IQ", element_type, len(value))
+        return head + value.encoded(byte_order)
     if isinstance(value, np.ndarray):
         _require_one_dimension(value, where)
         if element_type is ValueType.STRING or value.dtype.kind == "O":
@@ -292,6 +298,8 @@ def _convert_array(
         return truth
     if value.dtype.kind not in ("iu" if target.kind in "iu" else "iuf") or target.kind == "b":
         raise TypeError(f"{where}: {element_type.name} does not take an array of {value.dtype}")
+    if value.dtype == target:
+        return value
     if target.kind in "iu" and value.size:
         limits = np.iinfo(target)
         low, high = int(value.min()), int(value.max())

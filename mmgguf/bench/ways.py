@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,6 +12,8 @@ import numpy.typing as npt
 
 import mmgguf
 
+from ..blocks import layout_of
+from ..memory import read_at
 from .peers import PEERS, Format, Peer
 
 __all__ = ["WAYS", "Way", "byte_sum", "page_sum"]
@@ -72,7 +73,8 @@ def _flat(array: npt.NDArray[Any]) -> Bytes:
 
 def _places(path: str) -> Places:
     with mmgguf.open(path) as file:
-        return {name: (t.file_offset, t.nbytes, t.info.row_size) for name, t in file.items()}
+        known = {name: t for name, t in file.items() if layout_of(t.type) is not None}
+        return {name: (t.file_offset, t.nbytes, t.info.row_size) for name, t in known.items()}
 
 
 # Handles of the ways below: something to read from, and the places.
@@ -88,9 +90,8 @@ def _close_file(handle: tuple[Any, Places]) -> None:
 
 def _pread(descriptor: int, offset: int, nbytes: int) -> Bytes:
     array = np.empty(nbytes, np.uint8)
-    done = 0
-    while done < nbytes:  # one call gives at most 2 GiB
-        done += os.preadv(descriptor, [array.data[done:]], offset + done)
+    if read_at(descriptor, array.data, offset) != nbytes:
+        raise EOFError(f"needs {nbytes} bytes at byte {offset}, the file has fewer by now")
     return array
 
 

@@ -118,7 +118,7 @@ def print_tensors(tensors: Sequence[Tensor]) -> None:
 
 
 def _parse_type(text: str) -> int:
-    if text.isdecimal():
+    if text.isdecimal() and len(text) <= len(str(1 << 32)):
         return int(text)
     try:
         return GGMLType[text.upper()]

@@ -6,6 +6,6 @@ kernels; ``compiled`` the numba ones, imported when they are first asked for.
 
 from __future__ import annotations
 
-from .dispatch import BACKENDS, DTYPES, dequantize, get_backend
+from .dispatch import BACKENDS, DTYPES, dequantize, get_backend, target_dtype
 
-__all__ = ["BACKENDS", "DTYPES", "dequantize", "get_backend"]
+__all__ = ["BACKENDS", "DTYPES", "dequantize", "get_backend", "target_dtype"]

@@ -26,7 +26,7 @@ from ..errors import MissingExtraError, UnknownTypeError
 from .halves import from_half, to_half
 from .threads import spread
 
-__all__ = ["BACKENDS", "DTYPES", "Backend", "dequantize", "get_backend"]
+__all__ = ["BACKENDS", "DTYPES", "Backend", "dequantize", "get_backend", "target_dtype"]
 
 Backend = Literal["numpy", "numba"]
 BACKENDS: Final[tuple[Backend, ...]] = ("numba", "numpy")
@@ -121,7 +121,7 @@ def dequantize(
     if layout is None:
         raise UnknownTypeError(f"ggml type {type} is not one that this version knows: cannot dequantize it")
     ggml_type = GGMLType(type)
-    target = _target_dtype(dtype)
+    target = target_dtype(dtype)
     stored = _stored(np.asarray(blocks), ggml_type, layout)
     shape = (*stored.shape[:-1], stored.shape[-1] * layout.block_size)
     if threads is not None and threads < 1:
@@ -160,7 +160,8 @@ def _compiled() -> ModuleType | None:
         return None
 
 
-def _target_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+def target_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype of results that is meant; raises TypeError for one that is not offered."""
     target = np.dtype(dtype)
     if target not in DTYPES:
         raise TypeError(f"dtype must be one of {', '.join(d.name for d in DTYPES)}, got {target}")

@@ -109,7 +109,7 @@ class _Helpers:
                     except RuntimeError:
                         break  # none can be had: the others, or the caller alone, do the work
                     self._count += 1
-        for _ in range(count):
+        for _ in range(min(count, self._count)):
             self._tasks.put(task)  # type: ignore[arg-type]  # whatever its parts are
 
     def _run(self) -> None:
