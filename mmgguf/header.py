@@ -242,7 +242,7 @@ def read_header(file: BinaryIO | Any, buffer_size: int = DEFAULT_BUFFER_SIZE) ->
     Parameters
     ----------
     file : binary file object
-        Its first byte is the file's.  It stays open; no more is read of it than the header and one buffer.
+        Its first byte is the file's.  It stays open; nothing behind the header is read but what one buffer holds.
     buffer_size : int, default 65536
         Bytes to fetch at a time.
 

@@ -41,8 +41,10 @@ from .writer import TypedTensor, replacing, write
 
 __all__ = ["TYPES_KEY", "save_file", "to_gguf"]
 
-#: The metadata key that tells the types of the values that are not strings.
+#: The metadata key that tells the order of the others (safetensors keeps none), and the types of their values.
 TYPES_KEY: Final = "mmgguf.types"
+#: The type there of a string that is written as it is; all other values are JSON.
+_TEXT: Final = "TEXT"
 #: Safetensors' own limit for headers, in bytes.
 MAX_HEADER_SIZE: Final = 100_000_000
 
@@ -118,7 +120,7 @@ def save_file(
         order = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)
         if metadata is None:
             converted = any(f[name].layout.dtype != dtypes[name] for name in order)
-            metadata = _encode_metadata(f.metadata, converted)
+            metadata = _encode_metadata(f.metadata, converted, f.path)
         header = _encode_header(f, {name: dtypes[name] for name in order}, metadata)
         with replacing(path) as file:
             file.write(len(header).to_bytes(8, "little"))
@@ -154,16 +156,18 @@ def _encode_header(f: GGUFFile, dtypes: Mapping[str, np.dtype[Any]], metadata: M
     return header
 
 
-def _encode_metadata(metadata: Metadata, converted: bool) -> dict[str, str]:
+def _encode_metadata(metadata: Metadata, converted: bool, where: str) -> dict[str, str]:
     texts: dict[str, str] = {}
     types: dict[str, str] = {}
     for key in metadata:
         if key.startswith(_NOT_CARRIED) or (converted and key in _OF_STORAGE):
             continue
+        if key == TYPES_KEY:
+            raise FormatError(f"{where}: a metadata key {TYPES_KEY!r}, which the conversion keeps for itself")
         typed = metadata.typed(key)
         value = typed.value
         if typed.type is ValueType.STRING and is_utf8(value):
-            texts[key] = value
+            texts[key], types[key] = value, _TEXT
             continue
         if typed.element_type is None:
             types[key] = typed.type.name
@@ -276,17 +280,19 @@ def _decode_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
     key = TYPES_KEY
     try:
         types = dict(json.loads(texts.get(TYPES_KEY, "{}")))
+        for key in types:
+            pairs[key] = _decode_value(types[key], texts[key])
         for key, text in texts.items():
-            if key in types:
-                pairs[key] = _decode_value(types[key], text)
-            elif key not in (TYPES_KEY, "format"):
+            if key not in types and key not in (TYPES_KEY, "format"):
                 pairs[key] = text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{where}: metadata {key!r:.100}: not what {TYPES_KEY} says: {error!r:.100}") from None
     return pairs
 
 
-def _decode_value(type_: str, text: str) -> TypedValue:
+def _decode_value(type_: str, text: str) -> TypedValue | str:
+    if type_ == _TEXT:
+        return text
     element = type_.removesuffix("[]")
     if element == type_:
         return TypedValue(json.loads(text), ValueType[type_])

@@ -7,6 +7,7 @@ allocated, and the caller's file object is never closed.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -36,15 +37,20 @@ class _Raw(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:
+    def readinto(self, buffer: Any) -> int:
         count: int | None
         if self._readinto is not None:
             count = self._readinto(buffer)
         else:
             data = self._file.read(len(buffer))
             count = None if data is None else len(data)
-            buffer[: count or 0] = data or b""
-        self._position += count or 0
+        if count is None:
+            raise BlockingIOError(errno.EAGAIN, "the file object has nothing to read yet; a blocking one is needed")
+        if count > len(buffer):
+            raise OSError(errno.EIO, f"the file object gave {count} bytes where {len(buffer)} were asked for")
+        if self._readinto is None:
+            buffer[:count] = data
+        self._position += count
         return count
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -140,7 +146,7 @@ class BufferedSeeker:
         Parameters
         ----------
         count : int
-            Bytes wanted.
+            Bytes wanted; ValueError if it is negative.
         what : str, optional
             What they are, for the message of the error.
 
@@ -149,6 +155,8 @@ class BufferedSeeker:
         TruncatedError
             The file ends before; nothing was allocated for the bytes that are not there.
         """
+        if count < 0:
+            raise ValueError(f"count must not be negative, got {count}")
         # The buffered reader allocates what it is asked for, so a large count is held against the file first.
         if count > DEFAULT_BUFFER_SIZE and count > self.remaining:
             raise self._short(self.tell(), count, what)

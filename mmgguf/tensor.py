@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +20,8 @@ from .header import TensorInfo
 from .memory import StorageFile, open_same
 
 __all__ = ["Tensor"]
+
+_BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
 
 class Tensor:
@@ -110,7 +114,8 @@ class Tensor:
         ndarray
             Plain types: `shape`, in their own dtype (BF16: ``ml_dtypes.bfloat16``).  Block types: a structured array
             of blocks, shape ``(*shape[:-1], shape[-1] // block_size)``, whose fields have ggml's names.  Both are
-            byte-swapped in big-endian files.  Valid after the file is closed.
+            byte-swapped in big-endian files (where ml_dtypes computes with BF16 and converts it, but misreads it in
+            ``item`` and ``tolist``; the logical form is in this machine's order).  Valid after the file is closed.
 
         Raises
         ------
@@ -134,44 +139,46 @@ class Tensor:
     def _data_for(self, key: Any) -> tuple[npt.NDArray[Any], Any]:
         """As much of the stored form as an index needs, and the index into that.
 
-        A mapping hands out all of it for nothing.  With ``backend="read"``, only the rows between the first and the
-        last that are asked for are read; of a list of rows, only these.
+        A mapping hands out all of it for nothing.  With ``backend="read"`` only what integers in front and the slice
+        after them choose is read, or of a list or mask of rows these.
         """
         parts = key if isinstance(key, tuple) else (key,)
-        if self.storage.backend == "mmap" or self.ndim < 2 or not parts:
+        if self.storage.backend == "mmap" or not parts:
             return self.data, key
-        first, rest, length = parts[0], parts[1:], len(self)
+        shape, dtype = self._stored_form()
+        start, depth = 0, 0
+        if all(part is None or part is Ellipsis or isinstance(part, slice) or _is_integer(part) for part in parts):
+            for part, length in zip(parts, shape, strict=False):
+                if not _is_integer(part) or not -length <= part < length:
+                    break
+                depth += 1
+                start += int(part) % length * math.prod(shape[depth:])
+        inner, rest = shape[depth:], parts[depth:]
+        first, size = rest[0] if rest and inner else None, math.prod(inner[1:])
         if isinstance(first, slice):
-            wanted: Any = range(*first.indices(length))
-        elif isinstance(first, int | np.integer) and not isinstance(first, bool):
-            wanted = [first]
-        elif isinstance(first, list | np.ndarray) and np.ndim(first) == 1 and np.asarray(first).dtype.kind in "iu":
-            wanted = np.asarray(first)
-        else:
-            return self.data, key
-        if len(wanted) == 0 or min(wanted) < -length or max(wanted) >= length:
-            return self.data, key
-        rows = [int(row) % length for row in wanted]
-        if isinstance(wanted, np.ndarray) and all(isinstance(part, slice) for part in rest):
-            shape, dtype = self._stored_form()
-            chosen = np.empty((len(rows), *shape[1:]), dtype)
-            for place, row in enumerate(rows):
-                chosen[place] = self._stored_rows(row, row + 1)[0]
-            return chosen, (slice(None), *rest)
-        low = min(rows)
-        data = self._stored_rows(low, max(rows) + 1)
-        if isinstance(first, slice):
+            wanted = range(*first.indices(inner[0]))
+            low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+            data = self._stored(start + low * size, (high - low, *inner[1:]))
             # Downwards it begins at the last of the rows that were read.
-            index: Any = slice(None, None, wanted.step)
-        else:
-            index = np.array(rows) - low if isinstance(wanted, np.ndarray) else rows[0] - low
-        return data, (index, *rest)
+            return data, (slice(None, None, wanted.step), *rest[1:])
+        rows = _row_numbers(first, inner[0]) if first is not None else None
+        if rows is None:
+            return self._stored(start, inner), rest
+        rows, where = np.unique(rows, return_inverse=True)
+        chosen = np.empty((len(rows), *inner[1:]), dtype)
+        for place, row in enumerate(rows.tolist()):
+            chosen[place] = self._stored(row * size, inner[1:])
+        return chosen, (where, *rest[1:])
+
+    def _stored(self, start: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """A part of the stored form that begins at item `start`."""
+        dtype = self._stored_form()[1]
+        return self.storage.array(self.file_offset + start * dtype.itemsize, shape, dtype)
 
     def _stored_rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Entries `start` to `stop` of the slowest axis, as they are stored."""
-        shape, dtype = self._stored_form()
-        size = math.prod(shape[1:]) * dtype.itemsize
-        return self.storage.array(self.file_offset + start * size, (stop - start, *shape[1:]), dtype)
+        inner = self._stored_form()[0][1:]
+        return self._stored(start * math.prod(inner), (stop - start, *inner))
 
     def rows(self, rank: int, world: int) -> npt.NDArray[Any]:
         """The stored form of one rank's share of the slowest axis: a view of the mapped file.
@@ -240,8 +247,10 @@ class Tensor:
         data = self.data
         if data.ndim:
             return self._dequantize(data, dtype, out=out, threads=threads)
+        if out is not None and np.shape(out) != ():
+            raise ValueError(f"out must have shape (), got {np.shape(out)}")
         # A single number: the kernels work along an axis.
-        row = None if out is None else out.reshape(1)
+        row = out.reshape(1) if isinstance(out, np.ndarray) else out
         values = self._dequantize(data.reshape(1), dtype, out=row, threads=threads)
         return values.reshape(()) if out is None else out
 
@@ -251,6 +260,8 @@ class Tensor:
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         data = self.data
         if self.layout.is_plain:
+            if self._is_swapped_bfloat16:
+                dtype, data = dtype or _BFLOAT16, data if copy is False else data.astype(_BFLOAT16)
             if copy is False:
                 return np.asarray(data, dtype, copy=False)
             return np.array(data, dtype, copy=copy)
@@ -260,47 +271,59 @@ class Tensor:
             return self._dequantize(data, np.float32 if dtype is None else dtype)
         return self._dequantize(data).astype(dtype)
 
+    @property
+    def _is_swapped_bfloat16(self) -> bool:
+        # Arrays of it are right in arithmetic, but ml_dtypes knows no such dtype: item() and tolist() misread it.
+        return self.type == GGMLType.BF16 and self.byte_order != sys.byteorder
+
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         """Index the logical form as numpy would; of block types only the blocks that are needed are dequantized.
 
-        Along the last axis this holds for integers and slices with a positive step.
+        Needed is what integers, slices, and lists or masks of rows choose.  Other arrays, and None, index the numbers
+        of the whole tensor.
         """
         if self.layout.is_plain:
             data, key = self._data_for(key)
             result: npt.NDArray[Any] = data[key]
-            return result
+            return result.astype(_BFLOAT16) if self._is_swapped_bfloat16 else result
         leading, last = self._split_key(key)
         if last is None:
             whole: npt.NDArray[Any] = self._dequantize(self.data)[key]
             return whole
-        data, leading = self._data_for(leading)
-        if not isinstance(leading, tuple):
-            leading = (leading,)
-        block_size, length = self.layout.block_size, self.shape[-1]
+        length = self.shape[-1]
         if isinstance(last, int):
             position = last + length if last < 0 else last
             if not 0 <= position < length:
                 raise IndexError(
                     f"{shown(self.name)}: index {last} is out of bounds for the last axis of size {length}"
                 )
-            first, stop, inner = position // block_size, position // block_size + 1, position % block_size
-            values: npt.NDArray[Any] = self._dequantize(data[(*leading, slice(first, stop))])[..., inner]
+            values = self._columns(leading, slice(position, position + 1))[..., 0]
             # As from numpy: where no axis is left, a scalar, unless an ellipsis asks for an array.
             array = values.ndim or (isinstance(key, tuple) and any(part is Ellipsis for part in key))
             return values if array else values[()]
-        start, stop, step = last.indices(length)
-        if step < 0 or stop <= start:
-            return self._dequantize(data[leading])[..., last]
-        first = start // block_size
-        blocks = data[(*leading, slice(first, -(-stop // block_size)))]
-        cut = slice(start - first * block_size, stop - first * block_size, step)
-        return self._dequantize(blocks)[..., cut]
+        return self._columns(leading, last)
+
+    def _columns(self, leading: tuple[Any, ...], last: slice) -> npt.NDArray[Any]:
+        """The numbers of rows, and of these a slice."""
+        block_size = self.layout.block_size
+        wanted = range(*last.indices(self.shape[-1]))
+        low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+        first = low // block_size
+        data, key = self._data_for((*leading, slice(first, -(-high // block_size))))
+        begin, end = wanted.start - first * block_size, wanted.stop - first * block_size
+        # Downwards to the first number of all, a slice has no end.
+        cut = slice(begin, None if end < 0 else end, wanted.step) if wanted else slice(0, 0)
+        return self._dequantize(data[key])[..., cut]
 
     def _split_key(self, key: Any) -> tuple[tuple[Any, ...], int | slice | None]:
         """The part of an index that selects rows, and the part for the last axis; None for what mixes the two."""
         parts = list(key) if isinstance(key, tuple) else [key]
         for part in parts:
-            if part is None or (not isinstance(part, slice) and np.asarray(part).dtype == np.bool_):
+            if isinstance(part, str | float):
+                raise IndexError(f"{shown(self.name)}: an index is an integer, a slice or an array, got {part!r:.60}")
+            if part is None or (
+                not isinstance(part, slice) and np.asarray(part).dtype == np.bool_ and np.ndim(part) != 1
+            ):
                 return (), None
         ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
         if len(parts) - len(ellipses) > self.ndim or len(ellipses) > 1:
@@ -309,11 +332,18 @@ class Tensor:
             at = ellipses[0]
             parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
         parts += [slice(None)] * (self.ndim - len(parts))
+        for axis, part in enumerate(parts):
+            if not isinstance(part, slice) and np.asarray(part).dtype == np.bool_:
+                if len(part) != self.shape[axis]:
+                    return (), None  # numpy says what is wrong with it
+                parts[axis] = np.flatnonzero(part)
         *leading, last = parts
         if isinstance(last, slice):
             # Appended to the selection of rows, a slice keeps its axis at the end, where the blocks are.
             return tuple(leading), last
-        if any(np.ndim(part) for part in leading if not isinstance(part, slice)) or np.ndim(last):
+        arrays = [axis for axis, part in enumerate(leading) if not isinstance(part, slice) and np.ndim(part)]
+        # To numpy an integer beside arrays is one too.  If the first axis has an array, this changes no axis's place.
+        if np.ndim(last) or (arrays and arrays[0]):
             return (), None
         return tuple(leading), operator.index(last)
 
@@ -376,3 +406,19 @@ def _share(length: int, rank: int, world: int) -> tuple[int, int]:
     if not 0 <= rank < world:
         raise ValueError(f"rank must be from 0 to world - 1, got rank {rank} of world {world}")
     return length * rank // world, length * (rank + 1) // world
+
+
+def _is_integer(part: Any) -> bool:
+    return isinstance(part, int | np.integer) and not isinstance(part, bool)
+
+
+def _row_numbers(part: Any, length: int) -> npt.NDArray[np.intp] | None:
+    """The rows that a list or a mask chooses, counted from 0; None for any other index, and for a wrong one."""
+    if not isinstance(part, list | np.ndarray) or np.ndim(part) != 1:
+        return None
+    array = np.asarray(part)
+    if array.dtype == np.bool_ and len(array) == length:
+        return np.flatnonzero(array)
+    if array.dtype.kind not in "iu" or not len(array) or array.min() < -length or array.max() >= length:
+        return None
+    return array.astype(np.intp) % length

@@ -18,6 +18,8 @@ from mmgguf.bench.ways import WAYS, byte_sum, page_sum
 from mmgguf.blocks import LAYOUTS
 from mmgguf.dequant import dequantize
 
+from . import build
+
 pytest.importorskip("typer")
 
 
@@ -134,6 +136,14 @@ def test_measure_all(model: str) -> None:
     installed = {name for name in ("C library", "gguf-py") if PEERS[name].version}
     assert installed <= {row.other for row in rows if row.what == "open the file"}
     assert not any(PEERS[name].package in reason for name in installed for reason in left_out)
+
+
+def test_a_tensor_of_an_unknown_type_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    b = build.Build().start(2, 0).tensor(b"a", [8]).tensor(b"b", [8], 119, offset=32)
+    path.write_bytes(bytes(b.data(bytes(64))))
+    rows, _ = quick.measure_all(str(path), lambda *step: None, seconds=0.0)
+    assert any(row.what.startswith("touch") for row in rows)
 
 
 def test_command(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

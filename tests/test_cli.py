@@ -553,6 +553,7 @@ def test_without_the_extra(package: str) -> None:
     ("arguments", "message"),
     [
         (["ls", "--type", "Q9_9", "x"], "no ggml type 'Q9_9'; there are F32, F16"),
+        (["ls", "--type", "9" * 5000, "x"], "no ggml type '999"),
         (["ls", "--sort", "colour", "x"], "'colour' is not one of 'name', 'type'"),
         (["ls"], "Missing argument"),
         (["frobnicate"], "No such command 'frobnicate'"),

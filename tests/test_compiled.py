@@ -27,8 +27,8 @@ from numba.core import caching
 import mmgguf
 from mmgguf.blocks import LAYOUTS
 from mmgguf.constants import GGMLType
-from mmgguf.dequant import compiled
-from mmgguf.dequant.compiled import CONVERTERS, KERNELS, OUTPUT_DTYPES, Kernel
+from mmgguf.dequant import compiled, dequantize, dispatch
+from mmgguf.dequant.compiled import KERNELS, OUTPUT_DTYPES, Kernel
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = list(OUTPUT_DTYPES)
@@ -84,14 +84,6 @@ def test_float32_is_rounded_as_astype_does(dtype: np.dtype[Any]) -> None:
     assert_same_bits(out[:, 0], cast(values, dtype))
 
 
-@pytest.mark.parametrize("dtype", list(CONVERTERS), ids=str)
-def test_converters_take_any_shape(dtype: np.dtype[Any]) -> None:
-    values = rounding_cases()[: 7 * 1001].reshape(7, 1001)
-    out = np.zeros(values.shape, dtype)
-    CONVERTERS[dtype](values, out)
-    assert_same_bits(out, cast(values, dtype))
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("type_", "stored"), [(GGMLType.F16, np.float16), (GGMLType.BF16, BFLOAT16)], ids=["F16", "BF16"]
@@ -125,12 +117,11 @@ def test_other_dtypes_and_streaming_change_no_number(type_: GGMLType, dtype: np.
 
 
 def test_large_outputs_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel(GGMLType.Q8_0)
     asked = []
     entry = Kernel._entry
     monkeypatch.setattr(Kernel, "_entry", lambda self, *key: asked.append(key) or entry(self, *key))
-    for count in (1, compiled.STREAM_FROM // 128):
-        kernel(blocks(GGMLType.Q8_0, count), empty(GGMLType.Q8_0, count))
+    for count in (1, dispatch._STREAM_FROM // 128):
+        dequantize(blocks(GGMLType.Q8_0, count), GGMLType.Q8_0, threads=1, backend="numba")
     assert asked == [(np.dtype(np.float32), False), (np.dtype(np.float32), True)]
 
 

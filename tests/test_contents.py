@@ -135,6 +135,8 @@ def test_an_unknown_type_has_no_digest(tmp_path: Path) -> None:
 def test_an_unknown_algorithm() -> None:
     with pytest.raises(ValueError, match="md55"):
         mmgguf.digest("nowhere.gguf", "md55")
+    with pytest.raises(ValueError, match="any length"):
+        mmgguf.digest("nowhere.gguf", "shake_128")
 
 
 def test_differences(tmp_path: Path) -> None:

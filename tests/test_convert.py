@@ -63,6 +63,14 @@ def test_the_same_archive_every_time(all_types: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
 
 
+def test_names_may_come_from_an_iterator(all_types: Path, tmp_path: Path) -> None:
+    with mmgguf.open(all_types) as f:
+        names = list(f)[:2]
+    npz.save_file(all_types, tmp_path / "x.npz", names=iter(names))
+    with np.load(tmp_path / "x.npz") as archive:
+        assert list(archive) == names
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "complex64"])
 def test_what_an_archive_cannot_hold_is_refused(dtype: str, all_types: Path, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"dtype must be one of float32, float16, float64 in an \.npz archive"):
@@ -126,11 +134,12 @@ def test_float32_is_what_dequantize_gives_of_everything(all_types: Path, tmp_pat
 
 REFUSED = {
     "suffix": (["convert", "SOURCE", "x.bin"], 2, "must end in .safetensors or .gguf"),
+    "both gguf": (["convert", "SOURCE", "x.gguf"], 2, "both files are gguf: there is nothing to convert"),
     "output": (["dequantize", "SOURCE", "-o", "x"], 2, "must end in .npz or .safetensors"),
     "npz": (["dequantize", "SOURCE", "-o", "x.npz", "--dtype", "bfloat16"], 2, "cannot name bfloat16"),
     "no source": (["convert", "nothing.gguf", "x.safetensors"], 1, "nothing.gguf: No such file or directory"),
-    "no gguf": (["convert", "old.safetensors", "x.safetensors"], 1, "not a GGUF file"),
-    "no safetensors": (["convert", "SOURCE", "x.gguf"], 1, "not a valid safetensors file"),
+    "no gguf": (["convert", "old", "x.safetensors"], 1, "not a GGUF file"),
+    "no safetensors": (["convert", "old", "x.gguf"], 1, "not a valid safetensors file"),
     "exists": (["convert", "SOURCE", "old.safetensors"], 1, "old.safetensors: is there already; --force"),
     "name": (["dequantize", "SOURCE", "-o", "x.npz", "-n", "nothing*"], 1, "no tensor 'nothing*'"),
     "folder": (["convert", "SOURCE", "no/x.safetensors"], 1, "no/x.safetensors: No such file or directory"),
@@ -148,12 +157,13 @@ def test_errors_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("old.safetensors").write_bytes(b"old file")
+    Path("old").write_bytes(b"old file")
     result = run(*[str(all_types) if argument == "SOURCE" else argument for argument in arguments])
     assert result.exit_code == status
     assert message in result.stderr
     assert result.stdout == ""
     assert status == 2 or result.stderr.count("\n") == 1
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["all-types.gguf", "old.safetensors"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["all-types.gguf", "old", "old.safetensors"]
     assert Path("old.safetensors").read_bytes() == b"old file"
 
 

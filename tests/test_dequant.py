@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable
 from functools import cache
@@ -411,6 +412,8 @@ ERRORS: list[tuple[str, type[Exception], str, tuple[Any, ...], dict[str, Any]]] 
     ),
     ("overlap", ValueError, "overlaps", (SHARED[:36], GGMLType.Q4_0), {"out": SHARED[:256].view(np.float32)}),
     ("no thread", ValueError, "threads", (q4_0(2), GGMLType.Q4_0), {"threads": 0}),
+    ("half a thread", TypeError, "threads must be an integer", (q4_0(2), GGMLType.Q4_0), {"threads": 2.5}),
+    ("a text of threads", TypeError, "threads must be an integer", (q4_0(2), GGMLType.Q4_0), {"threads": "2"}),
     ("backend", ValueError, "backend must be one of", (q4_0(2), GGMLType.Q4_0), {"backend": "cuda"}),
 ]
 
@@ -434,11 +437,55 @@ def test_errors_come_before_anything_is_written(
 # Choosing the backend
 
 
+@by_backend
+def test_any_integer_counts_threads(backend: Any) -> None:
+    blocks = np.frombuffer(np.random.default_rng(1).bytes(127 * 18), np.uint8)
+    expected = dequantize(blocks, GGMLType.Q4_0, backend=backend, threads=1)
+    before = threading.active_count()
+    for threads in (np.int8(100), np.uint8(64), True, 10**6):
+        out = np.full(127 * 32, 7, np.float32)
+        assert_same_bits(dequantize(blocks, GGMLType.Q4_0, out=out, threads=threads, backend=backend), expected)
+    assert threading.active_count() <= before + 64
+
+
+@by_backend
+def test_blocks_and_out_may_lie_between_each_other(backend: Any) -> None:
+    memory = np.zeros((4, 18 * 4 + 32 * 4 * 4), np.uint8)
+    blocks, out = memory[:, : 18 * 4], memory[:, 18 * 4 :].view(np.float32)
+    blocks[:] = np.random.default_rng(2).integers(0, 255, blocks.shape, np.uint8)
+    expected = dequantize(blocks.copy(), GGMLType.Q4_0, backend=backend)
+    assert_same_bits(dequantize(blocks, GGMLType.Q4_0, out=out, backend=backend), expected)
+
+
+@by_backend
+@pytest.mark.parametrize("shape", ["unaligned rows", "many short rows"])
+def test_scratch_does_not_grow_for_odd_outputs(shape: str, backend: Any) -> None:
+    if shape == "unaligned rows":
+        raw = np.zeros((3, (1 << 21) // 32 * 18), np.uint8)
+        out = np.empty(3, [("x", "f4", (1 << 21,)), ("flag", "u1")])["x"]
+    else:
+        raw = np.zeros((60_000, 2, 18), np.uint8)
+        out = np.empty((60_000, 3, 32), np.float32)[:, :2]
+    for threads in (1, 3):
+        dequantize(raw, GGMLType.Q4_0, out=out, threads=threads, backend=backend)
+        tracemalloc.start()
+        try:
+            dequantize(raw, GGMLType.Q4_0, out=out, threads=threads, backend=backend)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < threads * 8 << 20
+
+
+def test_no_dtype_is_float32() -> None:
+    assert dequantize(q4_0(2), GGMLType.Q4_0, None).dtype == np.float32
+
+
 def test_argument_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMGGUF_BACKEND", "numpy")
     assert get_backend() == "numpy"
     monkeypatch.setenv("MMGGUF_BACKEND", "fortran")
-    with pytest.raises(ValueError, match="fortran"):
+    with pytest.raises(ValueError, match="variable MMGGUF_BACKEND must be one of numba, numpy, got 'fortran'"):
         get_backend()
     assert get_backend("numpy") == "numpy"
     monkeypatch.setenv("MMGGUF_BACKEND", "")
@@ -459,6 +506,28 @@ except MissingExtraError as error:
     print(error)
 """
 
+BROKEN_NUMBA = """
+import sys, types
+class Broken(types.ModuleType):
+    def __getattr__(self, name):
+        raise OSError("Could not load shared object file")
+sys.modules["numba"] = Broken("numba")
+import numpy as np
+from mmgguf.dequant import dequantize
+assert dequantize(np.zeros(18, np.uint8), 2).shape == (32,)
+try:
+    dequantize(np.zeros(18, np.uint8), 2, backend="numba")
+except ImportError as error:
+    print(error)
+"""
+
+NOT_COMPILED = """
+import os
+os.environ["NUMBA_DISABLE_JIT"] = "1"
+from mmgguf.dequant import get_backend
+print(get_backend())
+"""
+
 LAZY = """
 import sys
 import mmgguf.dequant
@@ -468,8 +537,13 @@ print([name for name in ("numba", "llvmlite", "gguf") if name in sys.modules])
 
 @pytest.mark.parametrize(
     ("program", "printed"),
-    [(WITHOUT_NUMBA, str(MissingExtraError("numba", "fast"))), (LAZY, "[]")],
-    ids=["without numba", "numba is imported late"],
+    [
+        (WITHOUT_NUMBA, str(MissingExtraError("numba", "fast"))),
+        (BROKEN_NUMBA, "numba is installed, but cannot be used: Could not load shared object file"),
+        (NOT_COMPILED, "numpy"),
+        (LAZY, "[]"),
+    ],
+    ids=["without numba", "broken numba", "numba without compiling", "numba is imported late"],
 )
 def test_in_a_fresh_interpreter(program: str, printed: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MMGGUF_BACKEND"}

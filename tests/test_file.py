@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import os
 import pickle
 import subprocess
@@ -97,6 +98,30 @@ def test_layers_are_grouped_as_ollama_does(path: Path) -> None:
 def test_unknown_backends_and_modes(backend: Any, mode: Any, match: str, path: Path) -> None:
     with pytest.raises(ValueError, match=match):
         mmgguf.open(path, backend=backend, mode=mode)
+
+
+@pytest.mark.parametrize(("backend", "mode"), [("read", "r"), ("mmap", "c"), ("read", "c")])
+def test_what_cannot_be_locked(backend: Any, mode: Any, path: Path) -> None:
+    with pytest.raises(ValueError, match="lock=True needs backend='mmap' and mode='r'"):
+        mmgguf.open(path, backend=backend, mode=mode, lock=True)
+
+
+def test_metadata_and_headers_compare_by_value(tmp_path: Path) -> None:
+    metadata = {"s": "x", "n": 3, "numbers": np.arange(5), "strings": ["a", "b"] * 10}
+    paths = [tmp_path / name for name in ("a.gguf", "b.gguf", "c.gguf")]
+    mmgguf.write(paths[0], metadata, {})
+    mmgguf.write(paths[1], dict(reversed(metadata.items())), {})
+    mmgguf.write(paths[2], metadata | {"numbers": np.arange(1, 6)}, {})
+    a, b, c = (mmgguf.open(each).metadata for each in paths)
+    assert a == b
+    assert a != c
+    assert a == metadata
+    assert a != "x"
+    assert a.section("n") == b.section("n")
+    assert copy.deepcopy(a) is a
+    headers = [mmgguf.read_header(io.BytesIO(each.read_bytes())) for each in paths]
+    assert headers[0] == mmgguf.read_header(io.BytesIO(paths[0].read_bytes()))
+    assert headers[0] != headers[2]
 
 
 # ---------------------------------------------------------------- tensors as arrays

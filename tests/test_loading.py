@@ -117,6 +117,8 @@ def test_an_unknown_type_is_an_error_before_the_first_tensor_unless_left_out(tmp
 def test_other_dtypes_are_refused(all_types: Path) -> None:
     with pytest.raises(TypeError, match="dtype must be one of float32"):
         mmgguf.load_file(all_types, np.int32)
+    with mmgguf.open(all_types) as f, pytest.raises(TypeError, match="dtype must be one of float32"):
+        f.dequantize_all(np.int32)
 
 
 def test_progress_counts_stored_bytes(all_types: Path) -> None:

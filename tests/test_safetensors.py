@@ -90,11 +90,23 @@ def test_metadata_survives_the_way_there_and_back(case_id: str, tmp_path: Path) 
         assert typed(after.metadata) == typed(before.metadata)
 
 
+def test_the_order_of_keys_survives_and_so_does_a_key_named_format(tmp_path: Path) -> None:
+    metadata = {f"key.{i * 7 % 40}": f"{i}" if i % 2 else i for i in range(40)} | {"format": "mine"}
+    mmgguf.write(tmp_path / "x.gguf", metadata, {})
+    save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors")
+    to_gguf(tmp_path / "x.safetensors", tmp_path / "back.gguf")
+    with mmgguf.open(tmp_path / "back.gguf") as f:
+        assert list(f.metadata.items()) == list(metadata.items())
+    mmgguf.write(tmp_path / "x.gguf", {TYPES_KEY: "mine"}, {})
+    with pytest.raises(mmgguf.FormatError, match="keeps for itself"):
+        save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors")
+
+
 def test_strings_are_plain_text_for_others(tmp_path: Path) -> None:
     mmgguf.write(tmp_path / "x.gguf", {"general.name": "Naïve", "n": np.uint32(3), "tokens": ["a", "b"]}, {})
     save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors")
     with safetensors.safe_open(tmp_path / "x.safetensors", "np") as file:
-        types = json.dumps({"n": "UINT32", "tokens": "STRING[]"})
+        types = json.dumps({"general.name": "TEXT", "n": "UINT32", "tokens": "STRING[]"})
         expected = {"format": "pt", "general.name": "Naïve", "n": "3", "tokens": '["a", "b"]', TYPES_KEY: types}
         assert file.metadata() == expected
 

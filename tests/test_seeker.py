@@ -142,6 +142,32 @@ def test_an_error_says_where_how_much_and_how_much_there_was(
         BufferedSeeker(io.BytesIO(DATA[:7]), buffer_size).unpack(struct.Struct("<Q"))
 
 
+@pytest.mark.parametrize("buffer_size", [0, 1, 7, 65536])
+def test_file_objects_that_do_not_keep_the_rules(buffer_size: int) -> None:
+    class Odd:
+        """Gives what it is told to."""
+
+        def __init__(self, given: bytes | None) -> None:
+            self.given = given
+
+        def read(self, count: int) -> bytes | None:
+            return self.given
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return 1 << 20 if whence == 2 else offset
+
+        def tell(self) -> int:
+            return 0
+
+    with pytest.raises(BlockingIOError, match="nothing to read yet"):
+        BufferedSeeker(Odd(None), buffer_size).read(4)
+    with pytest.raises(OSError, match="gave 100000 bytes where"):
+        BufferedSeeker(Odd(bytes(100_000)), buffer_size).read(4)
+    for seeker in (BufferedSeeker(io.BytesIO(DATA), buffer_size), BufferedSeeker(io.BytesIO(), buffer_size)):
+        with pytest.raises(ValueError, match="must not be negative"):
+            seeker.read(-1)
+
+
 def test_what_is_no_binary_file_is_refused() -> None:
     with pytest.raises(TypeError, match="binary"):
         BufferedSeeker(io.StringIO("GGUF"))

@@ -66,12 +66,21 @@ def test_numbers_do_not_depend_on_how_they_are_asked_for(type_: GGMLType, file: 
         keys += [(..., slice(1, n, 7)), (..., slice(n // 2, n // 2)), (..., n - 1), (..., slice(-3, None))]
         # To numpy a bool is no number: it adds an axis of 1 or 0.
         keys += [True, np.False_, (..., True), (0, True)]
+        keys += [
+            (..., slice(n - 2, 3, -5)),
+            (..., slice(40, None, -3)),
+            (..., slice(None, None, -1)),
+            ([0, -1, 0], ...),
+        ]
+        if name == "experts":
+            keys += [([0, 2], 1, 5), ([0, 2], slice(None), 5), (slice(None), [1, 3], 5), (1, [1, 3], 5), (1, [1, 3])]
+            keys += [([True, False, True], 2), (slice(None), [True, False, True, False], 1), (2, None), ([1], [2], [9])]
         for key in keys:
             if isinstance(key, np.ndarray) and key.dtype == bool:
                 key = np.arange(len(t)) % 2 == 0
             same_bits(t[key], whole[key])
             assert type(t[key]) is type(whole[key])
-        for bad in (len(t), (..., n), (..., -n - 1), (0,) * 5):
+        for bad in (len(t), (..., n), (..., -n - 1), (0,) * 5, "d", 1.5, (0, "d")):
             with pytest.raises(IndexError):
                 t[bad]
 
@@ -89,6 +98,8 @@ def test_only_the_blocks_that_are_needed_are_dequantized(
     t = file["Q4_K.experts"]  # 3 experts of 4 rows of 2 blocks
     for key, blocks in [
         (1, 8), ((1, 2), 2), ((1, 2, 300), 1), ((slice(0, 2), 1, slice(256, 300)), 2), ([0, 2], 16), ((..., 0), 12),
+        (np.array([True, False, True]), 16), (([0, 2], 2, 7), 2), ((..., slice(5, 5)), 0), ((1, [True, False] * 2), 4),
+        ((0, 0, slice(300, 256, -1)), 1),
     ]:  # fmt: skip
         seen.clear()
         t[key]
@@ -120,6 +131,29 @@ def test_plain_types_become_the_dtype_that_is_asked_for(file: mmgguf.GGUFFile) -
             same_bits(out, expected.astype(dtype))
 
 
+def test_the_logical_bfloat16_is_this_machine_s(file: mmgguf.GGUFFile) -> None:
+    t = file["bf16"]
+    expected = np.linspace(-1, 1, 12).astype(ml_dtypes.bfloat16).reshape(3, 4)
+    for got, part in (
+        (np.asarray(t), ...),
+        (t[1:], slice(1, None)),
+        (t[[2, 0]], [2, 0]),
+        (np.array(t, copy=True), ...),
+    ):
+        assert got.dtype == ml_dtypes.bfloat16
+        assert got.tolist() == expected[part].tolist()
+    assert t[1, 2].item() == expected[1, 2].item()
+    if file.byte_order == "big":
+        with pytest.raises(ValueError, match="copy"):
+            np.asarray(t, copy=False)
+
+
+def test_rows_have_one_dtype_whatever_the_backend(file: mmgguf.GGUFFile) -> None:
+    with mmgguf.open(file.path, backend="read") as f:
+        for key in ([1, 0], slice(0, 2), 1):
+            assert f["integers"][key].dtype == file["integers"][key].dtype
+
+
 def test_blocks_cannot_be_numbers_without_a_copy(file: mmgguf.GGUFFile) -> None:
     with pytest.raises(ValueError, match=r"Q4_0\.matrix: Q4_0 blocks become numbers only in a copy"):
         np.asarray(file["Q4_0.matrix"], copy=False)
@@ -139,15 +173,24 @@ def test_reading_rows_reads_only_these(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(mmgguf.memory, "read_at", counting)
     with mmgguf.open(path, backend="read") as f:
         for key, expected in [
-            (3, [1]), (-1, [1]), (slice(2, 5), [3]), (slice(8, 1, -3), [7]), ([7, 0, 7], [1, 1, 1]),
-            ((4, slice(1, 2)), [1]), (([2, 4], 0), [3]), ((slice(1, 3), ..., 0), [2]), (np.int64(2), [1]),
+            (3, [272]), (-1, [272]), (slice(2, 5), [816]), (slice(8, 1, -3), [7 * 272]), ([7, 0, 7], [272] * 2),
+            ((4, slice(1, 2)), [68]), (([2, 4], 0), [272] * 2), ((slice(1, 3), ..., 0), [544]), (np.int64(2), [272]),
+            ((4, 3), [68]), ((4, 3, 33), [34]), ((4, 3, slice(0, 5)), [34]), ((4, 1, 64), IndexError),
+            (slice(4, 4), []), (np.arange(10) == 6, [272]), ((np.arange(10) > 7, 1), [272] * 2), (10, IndexError),
         ]:  # fmt: skip
-            for name, size in (("w", 272), ("plain", 4)):
-                if name == "plain" and isinstance(key, tuple) and Ellipsis in key:
-                    continue
-                read.clear()
-                f[name][key]
-                assert read == [rows * size for rows in expected], (name, key)
+            read.clear()
+            if expected is IndexError:
+                with pytest.raises(IndexError):
+                    f["w"][key]
+            else:
+                assert f["w"][key].shape == np.asarray(f["w"])[key].shape
+                assert read[: len(expected)] == expected, key
+        for key, expected in [
+            (3, [4]), ((3, 1), [1]), (slice(2, 4), [8]), ([7, 0, 7], [4, 4]), ((3, slice(1, 3)), [2]), ((..., 1), [40]),
+        ]:  # fmt: skip
+            read.clear()
+            f["plain"][key]
+            assert read == expected, key
         read.clear()
         assert f["w"].rows(1, 5).shape == (2, 4, 2)
         assert read == [2 * 272]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -112,6 +114,61 @@ def test_where_no_thread_can_be_had_the_caller_works_alone(monkeypatch: pytest.M
     done: list[int] = []
     spread(done.append, range(10), 4)
     assert done == list(range(10))
+    assert threads._helpers._tasks.empty()  # a task that nobody takes would hold the caller's arrays
+
+
+def test_parts_are_taken_as_there_are_hands_for_them() -> None:
+    drawn: list[int] = []
+
+    def parts() -> Iterator[int]:
+        for part in range(100):
+            drawn.append(part)
+            yield part
+
+    behind: list[int] = []
+    spread(lambda part: behind.append(len(drawn) - part), parts(), 2)
+    assert sorted(drawn) == list(range(100))
+    assert max(behind) <= 4
+
+
+def test_an_interrupt_while_waiting_is_raised_after_the_last_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+    caller = threading.current_thread()
+
+    def work(part: int) -> None:
+        if threading.current_thread() is not caller:
+            started.set()
+            may_end.wait(10)
+            ended.set()
+        else:
+            started.wait(10)
+
+    class Interrupted:
+        """A lock whose first wait is interrupted, as by Ctrl-C."""
+
+        def __init__(self, lock: Any) -> None:
+            self.lock, self.waits = lock, 0
+
+        def acquire(self) -> bool:
+            self.waits += 1
+            if self.waits == 1:
+                may_end.set()
+                raise KeyboardInterrupt
+            return bool(self.lock.acquire())
+
+        def release(self) -> None:
+            self.lock.release()
+
+    new = threads._Task.__init__
+
+    def init(self: Any, *arguments: Any) -> None:
+        new(self, *arguments)
+        self._last = Interrupted(self._last)
+
+    monkeypatch.setattr(threads._Task, "__init__", init)
+    with pytest.raises(KeyboardInterrupt):
+        spread(work, range(2), 2)
+    assert ended.is_set()
 
 
 def test_a_forked_child_has_threads_of_its_own() -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 import mmgguf
 
+from ..blocks import layout_of
 from ..constants import GGMLType
 
 __all__ = ["PEERS", "Peer", "Unavailable", "c_library", "dequantize_in_c", "save_as", "versions"]
@@ -168,7 +169,11 @@ def dequantize_in_c(type_: GGMLType) -> Callable[[npt.NDArray[Any], npt.NDArray[
 
 
 def _gguf_open(path: str) -> tuple[Any, dict[str, Any]]:
-    reader = _module("gguf", "gguf").GGUFReader(path)
+    module = _module("gguf", "gguf")
+    try:
+        reader = module.GGUFReader(path)
+    except (ValueError, KeyError) as error:
+        raise Unavailable(f"gguf-py refuses this file: {error}") from error
     return reader, {tensor.name: tensor for tensor in reader.tensors}
 
 
@@ -254,6 +259,8 @@ def save_as(format_: Format, source: mmgguf.GGUFFile, path: str | os.PathLike[st
         raise ValueError("the source is GGUF already")
     arrays = {}
     for name, tensor in source.items():
+        if layout_of(tensor.type) is None:
+            continue
         data = tensor.data
         # bfloat16 is no dtype of numpy's own, and these writers do not know it.
         plain = data.dtype.names is None and data.dtype.kind in "fiu"

@@ -6,17 +6,19 @@ turns that into a line and an exit status for all of them.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from .. import __version__
+from ..dequant import BACKENDS
 from .bench import bench
 from .convert import convert, dequantize
 from .demo import demo
 from .ls import ls
-from .printing import errors_as_one_line
+from .printing import errors_as_one_line, safe
 from .show import show
 from .verify import compare, verify
 
@@ -58,6 +60,9 @@ def _main(
     A terminal gets tables; a pipe gets one line per item, fields separated by tabs.  Characters that could
     drive a terminal are always shown as escapes (\x1b, \u202e; \xff for a byte that is not UTF-8).
     """
+    backend = os.environ.get("MMGGUF_BACKEND") or "numpy"
+    if backend not in BACKENDS:
+        raise typer.BadParameter(f"{safe(backend)} is not one of {', '.join(BACKENDS)}", param_hint="MMGGUF_BACKEND")
 
 
 app.command()(ls)

@@ -45,6 +45,10 @@ def convert(
 
     The target's suffix tells the direction.  Metadata goes along; memory does not grow with the model.
     """
+    if source.suffix == target.suffix:
+        raise typer.BadParameter(
+            f"both files are {target.suffix[1:]}: there is nothing to convert", param_hint="TARGET"
+        )
     from .. import safetensors
 
     functions: dict[str, Callable[..., None]] = {".safetensors": safetensors.save_file, ".gguf": safetensors.to_gguf}

@@ -22,7 +22,7 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import GGUFError, MissingExtraError, human_size
+from ..errors import GGUFError, human_size
 
 __all__ = [
     "ELLIPSIS",
@@ -315,7 +315,7 @@ def errors_as_one_line(status: int = 1) -> Iterator[None]:
         if _output_is_broken() or error.errno == errno.EPIPE:
             raise _failure(f"the output ended early: {error.strerror or error}", 1) from None
         raise _failure(_os_message(error), status) from None
-    except (GGUFError, MissingExtraError) as error:
+    except (GGUFError, ImportError) as error:  # a MissingExtraError, or a package that does not load
         raise _failure(str(error), status) from None
 
 

@@ -9,8 +9,9 @@ temporary grows with the tensor.
 from __future__ import annotations
 
 import importlib
+import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -37,6 +38,10 @@ _FLOAT16: Final = np.dtype(np.float16)
 _FLOAT32: Final = np.dtype(np.float32)
 #: Elements that a thread should have to do before it is worth starting (about a millisecond).
 _PER_THREAD: Final = 1 << 20
+#: At most so many threads are started, or one for each core.
+_MOST_THREADS: Final = 64
+#: Jobs that are handed to a thread together, at most.
+_JOBS: Final = 1024
 #: Elements per chunk for compiled kernels when results go through the scratch buffer.
 _SCRATCH: Final = 1 << 16
 #: Conversions of plain types that numpy is slow at.
@@ -85,8 +90,8 @@ def dequantize(
     type : GGMLType or int
         What the blocks are.
     dtype : {float32, float16, bfloat16, float64}
-        Of the result.  Block types are computed in float32, as ggml does, then rounded to the nearest even or
-        widened; plain types are converted directly, as by `numpy.ndarray.astype`.
+        Of the result; None means float32.  Block types are computed in float32, as ggml does, then rounded to the
+        nearest even or widened; plain types are converted directly, as by `numpy.ndarray.astype`.
     out : numpy.ndarray, optional
         Memory to write to: of that dtype, shape (..., n_blocks * block_size), any strides.
     threads : int, optional
@@ -104,12 +109,13 @@ def dequantize(
     UnknownTypeError
         There is no such ggml type.
     TypeError
-        Blocks of another dtype than the type's, a dtype that is not offered, or an ``out`` of another dtype.
+        Blocks of another dtype than the type's, a dtype that is not offered, an ``out`` of another dtype, or
+        ``threads`` that is no integer.
     ValueError
         A last axis that is not a whole number of blocks, an ``out`` that is read-only, of the wrong shape or
         overlaps the blocks, ``threads`` below one, or an unknown backend.
-    MissingExtraError
-        numba was asked for and is not installed.
+    ImportError
+        numba was asked for and cannot be used; where it is not installed, a `MissingExtraError`.
 
     Notes
     -----
@@ -124,8 +130,7 @@ def dequantize(
     target = target_dtype(dtype)
     stored = _stored(np.asarray(blocks), ggml_type, layout)
     shape = (*stored.shape[:-1], stored.shape[-1] * layout.block_size)
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    threads = _thread_count(threads)
     plan = _plan(ggml_type, target, get_backend(backend))
     if out is None:
         out = np.empty(shape, target)
@@ -135,34 +140,54 @@ def dequantize(
     return out
 
 
+def _thread_count(threads: int | None) -> int | None:
+    if threads is None:
+        return None
+    try:
+        count = operator.index(threads)
+    except TypeError:
+        raise TypeError(f"threads must be an integer or None, got {threads!r:.60}") from None
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, got {count}")
+    # They stay: more than there are cores do nothing for speed.
+    return min(count, max(_MOST_THREADS, _cores()))
+
+
 def get_backend(name: str | None = None) -> Backend:
     """The backend that ``name``, the environment or what is installed decides on, in this order."""
-    asked = name or os.environ.get("MMGGUF_BACKEND") or None
+    asked, who = name, "backend"
     if asked is None:
-        return "numba" if _compiled() else "numpy"
+        asked, who = os.environ.get("MMGGUF_BACKEND") or None, "the environment variable MMGGUF_BACKEND"
+    if asked is None:
+        return "numpy" if isinstance(_compiled(), Exception) else "numba"
     if asked not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {asked!r}")
-    if asked == "numba" and _compiled() is None:
+        raise ValueError(f"{who} must be one of {', '.join(BACKENDS)}, got {asked!r}")
+    if asked == "numpy":
+        return "numpy"
+    compiled = _compiled()
+    if isinstance(compiled, ModuleNotFoundError):
         raise MissingExtraError("numba", "fast")
-    return "numba" if asked == "numba" else "numpy"
+    if isinstance(compiled, Exception):
+        raise ImportError(f"numba is installed, but cannot be used: {compiled}") from compiled
+    return "numba"
 
 
 @cache
-def _compiled() -> ModuleType | None:
-    """The module of numba kernels, or None where numba cannot be imported.
+def _compiled() -> ModuleType | Exception:
+    """The module of numba kernels, or why it cannot be used: numba is missing, broken or switched off.
 
     It has ``KERNELS``, type → ``(raw, out, stream=)`` with raw uint8 (n, type_size) and out (n, block_size)
     of any dtype in `DTYPES`, both C-contiguous, for any n.  They release the GIL.
     """
     try:
         return importlib.import_module(".compiled", __package__)
-    except ImportError:
-        return None
+    except Exception as error:  # whatever a package of compiled code may raise where it does not fit the system
+        return error
 
 
 def target_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """The dtype of results that is meant; raises TypeError for one that is not offered."""
-    target = np.dtype(dtype)
+    target = np.dtype(np.float32 if dtype is None else dtype)
     if target not in DTYPES:
         raise TypeError(f"dtype must be one of {', '.join(d.name for d in DTYPES)}, got {target}")
     return target
@@ -201,8 +226,15 @@ def _check_out(out: NDArray[Any], shape: tuple[int, ...], target: np.dtype[Any],
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError("out is read-only")
-    if np.may_share_memory(stored, out):
+    if np.may_share_memory(stored, out) and _overlap(stored, out):
         raise ValueError("out overlaps the blocks")
+
+
+def _overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    try:
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # the stubs know but two numbers
+    except np.exceptions.TooHardError:
+        return True
 
 
 # What to do for a type
@@ -213,7 +245,7 @@ def _plan(type_: GGMLType, target: np.dtype[Any], backend: Backend) -> _Plan:
     layout = LAYOUTS[type_]
     if backend == "numba":
         compiled = _compiled()
-        assert compiled is not None
+        assert isinstance(compiled, ModuleType)
         # Every block type, and the plain ones that the kernels convert faster than numpy.
         if type_ in compiled.KERNELS:
             return _Plan(layout, _from_bytes(compiled.KERNELS[type_], layout), target, _SCRATCH, None)
@@ -246,6 +278,10 @@ def _without_stream(function: Callable[[NDArray[Any], NDArray[Any]], None]) -> _
 # Doing it
 
 
+#: Blocks (rows, n_blocks) and where their numbers go (rows, elements): either one row or whole rows.
+_Job = tuple[NDArray[Any], NDArray[Any]]
+
+
 def _run(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int | None) -> None:
     if out.size == 0:
         return
@@ -256,14 +292,28 @@ def _run(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int | No
     if plan.direct_chunk is None and plan.compute is not None and _is_direct(plan, stored, out):
         _run_whole(plan.compute, stored.reshape(-1), out.reshape(-1, plan.layout.block_size), threads, stream)
         return
-    jobs = [job for pair in _as_rows(stored, out) for job in _jobs(plan, *pair, threads)]
-    if threads == 1 or len(jobs) == 1:
+    # One by one: there may be as many as there are rows.
+    jobs = (job for pair in _as_rows(stored, out) for job in _jobs(plan, *pair, threads))
+    if threads == 1:
         _work(plan, jobs, stream)
         return
     # More shares than threads: a core that somebody else keeps busy does not hold up the rest.
-    size = -(-len(jobs) // (4 * threads))
-    shares = [jobs[i : i + size] for i in range(0, len(jobs), size)]
+    shares = _shares(jobs, out.size // (4 * threads))
     spread(lambda share: _work(plan, share, stream), shares, threads)
+
+
+def _shares(jobs: Iterable[_Job], elements: int) -> Iterator[list[_Job]]:
+    """Lists of jobs, each of so many elements at least, and of a bounded number of jobs."""
+    share: list[_Job] = []
+    left = elements
+    for job in jobs:
+        share.append(job)
+        left -= job[1].size
+        if left <= 0 or len(share) == _JOBS:
+            yield share
+            share, left = [], elements
+    if share:
+        yield share
 
 
 def _run_whole(compute: _Compute, blocks: NDArray[Any], out: NDArray[Any], threads: int, stream: bool) -> None:
@@ -280,10 +330,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-#: Blocks (rows, n_blocks) and where their numbers go (rows, elements): either one row or whole rows.
-_Job = tuple[NDArray[Any], NDArray[Any]]
 
 
 def _as_rows(stored: NDArray[Any], out: NDArray[Any]) -> Iterator[_Job]:
@@ -310,7 +356,7 @@ def _mergeable(array: NDArray[Any]) -> bool:
 def _jobs(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int) -> Iterator[_Job]:
     rows, n_blocks = stored.shape
     block_size = plan.layout.block_size
-    direct = _is_direct(plan, stored[0], out[0])
+    direct = _is_direct(plan, stored[0], out[0]) and (rows == 1 or not out.strides[0] % out.dtype.alignment)
     limit = plan.direct_chunk if direct else plan.chunk
     # Without a limit a thread still gets several parts.
     elements = limit or max(_SCRATCH, -(-out.size // (4 * threads)) if threads > 1 else out.size)
@@ -342,7 +388,7 @@ def _is_direct(plan: _Plan, stored: NDArray[Any], out: NDArray[Any]) -> bool:
     )
 
 
-def _work(plan: _Plan, jobs: list[_Job], stream: bool) -> None:
+def _work(plan: _Plan, jobs: Iterable[_Job], stream: bool) -> None:
     # Scales may be infinite or NaN, and float16 overflows: that is in the numbers, not worth a warning.
     with np.errstate(all="ignore"):
         if plan.compute is None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import chain, islice
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -22,14 +22,18 @@ _Part = TypeVar("_Part")
 def spread(work: Callable[[_Part], None], parts: Iterable[_Part], threads: int) -> None:
     """Call ``work`` with each of ``parts``, on at most ``threads`` threads, of which the caller is one.
 
+    Parts are taken from the iterable one by one, as there are hands for them.
+
     The first exception, in any thread, ends the work: parts that nobody has begun are dropped, and it is raised
     once those under way are finished, so that no thread writes to the caller's memory afterwards.
     """
-    task = _Task(work, parts)
-    helpers = min(threads, len(task.left)) - 1
-    if helpers > 0:
-        _helpers.ask(task, helpers)
+    iterator = iter(parts)
+    # No more helpers than there are parts for.
+    first = list(islice(iterator, threads))
+    task = _Task(work, chain(first, iterator))
     try:
+        if len(first) > 1:
+            _helpers.ask(task, len(first) - 1)
         task.take()
     finally:
         task.close()
@@ -40,11 +44,11 @@ def spread(work: Callable[[_Part], None], parts: Iterable[_Part], threads: int) 
 class _Task(Generic[_Part]):
     """Parts of one caller's work, and who is at it."""
 
-    __slots__ = ("_closed", "_helping", "_last", "_lock", "error", "left", "work")
+    __slots__ = ("_closed", "_helping", "_last", "_lock", "_parts", "error", "work")
 
     def __init__(self, work: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
         self.work = work
-        self.left = deque(parts)
+        self._parts = iter(parts)
         #: What went wrong in a helper.
         self.error: BaseException | None = None
         self._lock = threading.Lock()
@@ -52,18 +56,21 @@ class _Task(Generic[_Part]):
         self._closed = False
         #: Held until the last helper leaves a closed task.
         self._last = threading.Lock()
+        self._last.acquire()
 
     def take(self) -> None:
         """Do parts until none is left."""
         try:
             while True:
-                try:
-                    part = self.left.popleft()
-                except IndexError:
-                    return
+                with self._lock:
+                    try:
+                        part = next(self._parts)
+                    except StopIteration:
+                        return
                 self.work(part)
         except BaseException:
-            self.left.clear()
+            with self._lock:
+                self._parts = iter(())
             raise
 
     def help(self) -> None:
@@ -82,13 +89,20 @@ class _Task(Generic[_Part]):
                 self._last.release()
 
     def close(self) -> None:
-        """Let no more helpers in, and wait for those that are."""
-        self._last.acquire()
-        with self._lock:
-            self._closed = True
-            if not self._helping:
-                return
-        self._last.acquire()
+        """Let no more helpers in, and wait for those that are; a Ctrl-C meanwhile is raised afterwards."""
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                with self._lock:
+                    self._closed = True
+                    if not self._helping:
+                        break
+                self._last.acquire()
+            except BaseException as error:
+                self._parts = iter(())
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 class _Helpers:

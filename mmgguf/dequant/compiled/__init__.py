@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
-from numba import njit, types
+from numba import config, njit, types
 from numba.core.caching import FunctionCache
 
 from ...blocks import LAYOUTS
@@ -28,7 +28,10 @@ from ...constants import GGMLType
 from .kernels import SOURCES, address_of
 from .vectors import STREAM_ALIGNMENT, Output, OutputName
 
-__all__ = ["CONVERTERS", "KERNELS", "OUTPUT_DTYPES", "STREAM_FROM", "Kernel"]
+__all__ = ["KERNELS", "OUTPUT_DTYPES", "Kernel"]
+
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, and these kernels only run compiled")
 
 #: The dtypes that a kernel writes.
 OUTPUT_DTYPES: Final[dict[np.dtype[Any], OutputName]] = {
@@ -39,9 +42,6 @@ OUTPUT_DTYPES: Final[dict[np.dtype[Any], OutputName]] = {
 }
 
 _BYTE: Final = np.dtype(np.uint8)
-
-#: Bytes of output from which on a kernel writes past the caches: they would not hold it anyway.
-STREAM_FROM: Final = 4 << 20
 
 
 def _stamp() -> str:
@@ -106,7 +106,7 @@ class Kernel:
     def __repr__(self) -> str:
         return f"<Kernel {self.type.name}>"
 
-    def __call__(self, raw: np.ndarray[Any, Any], out: np.ndarray[Any, Any], *, stream: bool | None = None) -> None:
+    def __call__(self, raw: np.ndarray[Any, Any], out: np.ndarray[Any, Any], *, stream: bool = False) -> None:
         """Dequantize ``raw`` into ``out``.
 
         Parameters
@@ -116,9 +116,8 @@ class Kernel:
         out : numpy.ndarray
             float32, float16, bfloat16 or float64, shape ``(n_blocks, block_size)``, C-contiguous, writable.
         stream : bool, optional
-            Whether to write past the caches; by default from 4 MiB of output on.  Pass True for parts of a
-            large output, False for an output that is used at once.  An ``out`` that is not aligned to 16
-            bytes is always written as usual.
+            Whether to write past the caches: for parts of an output that they would not hold anyway.  An ``out``
+            that is not aligned to 16 bytes is always written as usual.
 
         Raises
         ------
@@ -142,8 +141,6 @@ class Kernel:
             )
         address = _address()
         source, target = address(raw), address(out.view(_BYTE))
-        if stream is None:
-            stream = out.nbytes >= STREAM_FROM
         # Taking the GIL again orders streamed stores before whatever this thread does next.
         self._entry(out.dtype, stream and target % STREAM_ALIGNMENT == 0)(source, target, count)
 
@@ -157,12 +154,3 @@ class Kernel:
 
 
 KERNELS: Final[dict[GGMLType, Kernel]] = {type_: Kernel(type_) for type_ in SOURCES}
-
-
-def _converter(values: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
-    """Convert contiguous float32 to the dtype of ``out``, contiguous and of the same shape."""
-    KERNELS[GGMLType.F32](values.reshape(-1, 1).view(np.uint8), out.reshape(-1, 1))
-
-
-#: float32 → another dtype, for numbers that do not come out of a kernel here.
-CONVERTERS: Final = {dtype: _converter for dtype in OUTPUT_DTYPES if dtype != np.dtype(np.float32)}
