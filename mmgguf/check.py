@@ -297,6 +297,8 @@ class _Structure:
                 self.add("warning", "name-not-utf8", name, "the name is not UTF-8", position)
             elif "\0" in name:
                 self.add("warning", "name-nul", name, "the name holds a NUL, where ggml cuts it off", position)
+            elif not name.isprintable():
+                self.add("warning", "name-control", name, "the name holds characters that are not printable", position)
             if not isinstance(info.type, GGMLType):
                 self.add("error", "unknown-type", name, f"unknown ggml type {info.type}", position)
             if 0 in info.ne:

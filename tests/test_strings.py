@@ -38,6 +38,9 @@ VOCABULARIES: dict[str, list[bytes]] = {
 }
 
 
+ODD_STRINGS = [b"", b"\0", b"\0" * 8, b"a" * 255, b"b" * 256, b"c" * 299 + b"\0", b"\xff", b"\3" + bytes(7) + b"abc"]
+
+
 def encode(items: list[bytes], chain: Chain) -> bytes:
     return b"".join(chain.prefix.pack(len(item)) + item for item in items)
 
@@ -85,7 +88,7 @@ def test_an_array_gives_every_string(name: str, chain: Chain) -> None:
 
 
 @given(
-    st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([b"", b"\0" * 8, b"a" * 255, b"b" * 256, b"\xff"]))),
+    st.lists(st.one_of(st.binary(max_size=20), st.sampled_from(ODD_STRINGS))),
     st.sampled_from(CHAINS),
     st.integers(8, 200),
 )
@@ -151,6 +154,21 @@ def test_a_string_array_behaves_as_a_sequence() -> None:
         hash(found)
     with pytest.raises(TypeError):
         found["a"]  # type: ignore[call-overload]
+
+
+@chains
+def test_iterating_and_indexing_do_not_disturb_each_other(chain: Chain) -> None:
+    items = [*ODD_STRINGS, *(b"%d" % i for i in range(9000))] * 2
+    expected = [decode(item) for item in items]
+    found = array(items, chain)
+    iterator = iter(found)
+    assert [next(iterator) for _ in range(5000)] == expected[:5000]
+    assert found[:3000] == expected[:3000]  # still without an index
+    assert found._offsets is None
+    assert found[12_345] == expected[12_345]
+    assert list(iterator) == expected[5000:]
+    assert list(found) == expected  # by the index that is there now
+    assert found[7:] == expected[7:]
 
 
 def test_only_what_is_touched_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
