@@ -99,8 +99,9 @@ def verify(path: str | os.PathLike[str], data: bool = False, progress: Progress 
     """
     with open(path, backend="read") as f:
         reports = [_Report(shard.path) for shard in f.shards]
+        quantized = next((t for t in f.values() if isinstance(t.type, GGMLType) and not t.layout.is_plain), None)
         for shard, report in zip(f.shards, reports, strict=True):
-            _Structure(f, shard, report).check()
+            _Structure(f, shard, report, quantized).check()
         if data:
             total = sum(t.nbytes for t in f.values() if isinstance(t.type, GGMLType))
             done = 0
@@ -137,7 +138,7 @@ class _Report:
 class _Structure:
     """Everything but the tensors' values, of one file."""
 
-    def __init__(self, f: GGUFFile, shard: Shard, report: _Report) -> None:
+    def __init__(self, f: GGUFFile, shard: Shard, report: _Report, quantized: Tensor | None) -> None:
         self.f = f
         self.shard = shard
         self.header: Header = shard.header
@@ -145,6 +146,8 @@ class _Structure:
         # By place, never through the descriptor's position, which every look at an array's bytes moves.
         self.region = shard.file.region
         self.add = report.add
+        #: The first tensor of blocks in any shard.
+        self.quantized = quantized
         # The part of the header that `byte` has looked at last.
         self.block_no, self.block = -1, b""
 
@@ -246,7 +249,7 @@ class _Structure:
             text = f"{shown(value, quoted=True)} has other characters than lower-case letters and digits"
             self.add("note", "architecture-style", key, text)
         key = "general.quantization_version"
-        quantized = next((t for t in self.f.values() if isinstance(t.type, GGMLType) and not t.layout.is_plain), None)
+        quantized = self.quantized
         if key in self.metadata:
             if self.integer(key, "warning") not in (None, QUANTIZATION_VERSION) and quantized is not None:
                 text = f"{self.metadata[key]}, the blocks of current readers are of {QUANTIZATION_VERSION}"

@@ -16,6 +16,7 @@ __all__ = [
     "MAX_DIMS",
     "MAX_KEY_SIZE",
     "MAX_NAME_SIZE",
+    "MAX_STRING_SIZE",
     "QUANTIZATION_VERSION",
     "FileType",
     "GGMLType",
@@ -39,6 +40,8 @@ MAX_DIMS: Final = 4
 MAX_KEY_SIZE: Final = 65535
 #: The specification's limit for tensor names, in bytes.  ggml itself stops one short of it, at 63.
 MAX_NAME_SIZE: Final = 64
+#: Longer keys, names and values are refused: they are read into memory with the header, and a file may be sparse.
+MAX_STRING_SIZE: Final = 1 << 30
 #: ggml's ``GGML_QNT_VERSION``, the value of ``general.quantization_version`` in current files.
 QUANTIZATION_VERSION: Final = 2
 

@@ -100,7 +100,8 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
     content: all metadata but ``general.alignment`` and ``split.*`` in the order of keys (each as a little-endian file
     of version 3 stores key, type and value), then all tensors in the order of names (name, number of dimensions,
     ``ne`` and ggml type as a tensor info stores them, and the tensor's digest).  Version, byte order, alignment,
-    offsets, the order in the file and the distribution over shards do not change it.
+    offsets, the order in the file and the distribution over shards do not change it, nor does whether a FLOAT32 value
+    that is a NaN is a signalling one: as a Python value it is not.
 
     Parameters
     ----------

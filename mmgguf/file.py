@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -466,6 +466,7 @@ def _check_shard(shard: Shard, no: int, name: ShardName) -> None:
 
 def _check_together(shards: list[Shard]) -> None:
     first = shards[0]
+    expected = sum(len(shard.header.tensors) for shard in shards)
     seen: dict[str, str] = {}
     for shard in shards:
         for what in ("version", "byte_order"):
@@ -473,14 +474,13 @@ def _check_together(shards: list[Shard]) -> None:
             if ours != theirs:
                 raise SplitError(f"{shard.path}: foreign shard: {what} {theirs}, {first.path} has {ours}")
         key = "general.architecture"
-        architecture = shard.header.metadata.get(key, None)
-        if architecture is not None and architecture != first.header.metadata.get(key, architecture):
+        ours, theirs = (_named(one, one.header.metadata.get_str, key, None) for one in (first, shard))
+        if theirs not in (None, ours) and ours is not None:
             raise SplitError(
-                f"{shard.path}: foreign shard: {key} is {architecture!r:.100}, "
-                f"{first.path} has {first.header.metadata[key]!r:.100}"
+                f"{shard.path}: foreign shard: {key} is {shown(theirs, quoted=True)}, "
+                f"{first.path} has {shown(ours, quoted=True)}"
             )
         total = _split_value(shard, "split.tensors.count", None)
-        expected = sum(len(other.header.tensors) for other in shards)
         if total is not None and total != expected:
             raise SplitError(
                 f"{shard.path}: split.tensors.count is {total}, the shards have {expected} tensors together"
@@ -492,8 +492,13 @@ def _check_together(shards: list[Shard]) -> None:
 
 
 def _split_value(shard: Shard, key: str, default: Any) -> Any:
+    return _named(shard, shard.header.metadata.get_int, key, default)
+
+
+def _named(shard: Shard, getter: Callable[[str, Any], Any], key: str, default: Any) -> Any:
+    """What a typed getter gives; its errors name the shard."""
     try:
-        return shard.header.metadata.get_int(key, default)
+        return getter(key, default)
     except GGUFError as error:
         error.args = (f"{shard.path}: {error}",)
         raise

@@ -48,6 +48,7 @@ from .constants import (
     MAGIC,
     MAGIC_REVERSED,
     MAX_DIMS,
+    MAX_STRING_SIZE,
     GGMLType,
     ValueType,
 )
@@ -339,6 +340,11 @@ class _Parser:
         (length,) = self.seeker.unpack(self.size_t, what)
         if length > DEFAULT_BUFFER_SIZE:  # a shorter one the seeker refuses as cheaply
             self.require(length, 1, f"{what}: length")
+            if length > MAX_STRING_SIZE:
+                where = self.seeker.tell() - self.size_t.size
+                raise FormatError(
+                    f"{what}: string of {length} bytes at byte {where}, at most {MAX_STRING_SIZE} are read"
+                )
         return decode(self.seeker.read(length, what))
 
     def metadata(self, count: int) -> Metadata:
@@ -437,6 +443,11 @@ class _Parser:
                 raise TruncatedError(
                     f"tensor info {number} at byte {origin + position}: name of {length} bytes, "
                     f"file has {seeker.size}: download incomplete?"
+                )
+            if length > MAX_STRING_SIZE:
+                raise FormatError(
+                    f"tensor info {number} at byte {origin + position}: name of {length} bytes, at most "
+                    f"{MAX_STRING_SIZE} are read"
                 )
             end = position + width + length
             # Enough for any number of dimensions, but no more than there is at the end of the header.

@@ -17,13 +17,15 @@ from numpy.lib import format as npy
 
 from .errors import FormatError
 from .loading import Source, opened
-from .strings import is_utf8
+from .strings import encoded_size, is_utf8
 from .tensor import Tensor
 from .walk import Names, Progress, chunks, result_dtype, select, walk
 from .writer import replacing
 
 __all__ = ["save_file"]
 
+#: A zip archive has 16 bits for the length of a name, which ends in ``.npy``.
+_MAX_NAME_SIZE: Final = 65535 - 4
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -83,5 +85,5 @@ def _check(tensor: Tensor, dtype: npt.DTypeLike | None, where: str) -> None:
     target = _target(tensor, dtype)
     if target.kind not in "fi" or (dtype is not None and np.dtype(dtype).kind != "f"):
         raise TypeError(f"dtype must be one of float32, float16, float64 in an .npz archive, got {np.dtype(dtype)}")
-    if "\0" in tensor.name or not is_utf8(tensor.name):
+    if "\0" in tensor.name or not is_utf8(tensor.name) or encoded_size(tensor.name) > _MAX_NAME_SIZE:
         raise FormatError(f"{where}: {tensor.name!r:.100}: not a name that a zip archive can hold")

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from .blocks import LAYOUTS
 from .constants import GGMLType, ValueType
-from .errors import FormatError, GGUFError, MissingExtraError, UnknownTypeError
+from .errors import FormatError, GGUFError, MissingExtraError, UnknownTypeError, shown
 from .file import GGUFFile
 from .loading import Source, opened
 from .memory import open_descriptor
@@ -226,7 +226,7 @@ def to_gguf(
         known = dict.fromkeys(file.offset_keys() if hasattr(file, "offset_keys") else file.keys())
         parts = {name: file.get_slice(name) for name in match(known, names, where)}
         shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
-        types = {name: _ggml_type(part.get_dtype(), target, f"{where}: {name}") for name, part in parts.items()}
+        types = {name: _ggml_type(part.get_dtype(), target, f"{where}: {shown(name)}") for name, part in parts.items()}
         total = sum(math.prod(shapes[name]) * LAYOUTS[types[name]].type_size for name in parts)
         done = 0
 
@@ -283,7 +283,7 @@ def _decode_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
         for key in types:
             pairs[key] = _decode_value(types[key], texts[key])
         for key, text in texts.items():
-            if key not in types and key not in (TYPES_KEY, "format"):
+            if key not in types and key not in (TYPES_KEY, "format") and not key.startswith(_NOT_CARRIED):
                 pairs[key] = text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{where}: metadata {key!r:.100}: not what {TYPES_KEY} says: {error!r:.100}") from None

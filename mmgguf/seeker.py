@@ -13,7 +13,7 @@ import os
 import struct
 from typing import Any, BinaryIO, Final
 
-from .errors import TruncatedError
+from .errors import FormatError, TruncatedError
 
 __all__ = ["DEFAULT_BUFFER_SIZE", "BufferedSeeker"]
 
@@ -154,20 +154,26 @@ class BufferedSeeker:
         ------
         TruncatedError
             The file ends before; nothing was allocated for the bytes that are not there.
+        FormatError
+            They are there, but memory cannot hold them.
         """
         if count < 0:
             raise ValueError(f"count must not be negative, got {count}")
         # The buffered reader allocates what it is asked for, so a large count is held against the file first.
         if count > DEFAULT_BUFFER_SIZE and count > self.remaining:
             raise self._short(self.tell(), count, what)
-        if self._reader is not None:
-            data = self._reader.read(count)
-            if len(data) == count:
-                return data
-            raise self._short(self._reader.tell() - len(data), count, what)
-        unbuffered = bytearray(count)
-        self.readinto(unbuffered, what)
-        return bytes(unbuffered)
+        try:
+            if self._reader is not None:
+                data = self._reader.read(count)
+                if len(data) == count:
+                    return data
+                raise self._short(self._reader.tell() - len(data), count, what)
+            unbuffered = bytearray(count)
+            self.readinto(unbuffered, what)
+            return bytes(unbuffered)
+        except MemoryError:  # a sparse file has any size
+            text = f"{what or 'read'}: {count} bytes at byte {self.tell()} are more than memory holds"
+            raise FormatError(text) from None
 
     def readinto(self, buffer: bytearray | memoryview | Any, what: str = "") -> None:
         """Fill the whole writable buffer, or raise `TruncatedError`."""

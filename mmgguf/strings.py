@@ -336,10 +336,12 @@ class StringArray(Sequence[str]):
             if not found or position + end > len(data):
                 raise self._changed()
             if end > len(window):
-                # The last one goes on behind the window: it is the first of the next, which may have to be larger.
+                # The last one goes on behind the window.
                 if found == 1:
-                    scratch = np.empty(end, np.uint8)
-                    size = end
+                    yield [decode(data[position + self._chain.width : position + end].tobytes())]
+                    position += end
+                    left -= 1
+                    size = min(size * 8, len(scratch))
                     continue
                 found -= 1
                 end = int(starts[-1][-1])

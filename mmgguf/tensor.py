@@ -157,7 +157,7 @@ class Tensor:
         first, size = rest[0] if rest and inner else None, math.prod(inner[1:])
         if isinstance(first, slice):
             wanted = range(*first.indices(inner[0]))
-            low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+            low, high = _extent(wanted)
             data = self._stored(start + low * size, (high - low, *inner[1:]))
             # Downwards it begins at the last of the rows that were read.
             return data, (slice(None, None, wanted.step), *rest[1:])
@@ -307,7 +307,7 @@ class Tensor:
         """The numbers of rows, and of these a slice."""
         block_size = self.layout.block_size
         wanted = range(*last.indices(self.shape[-1]))
-        low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+        low, high = _extent(wanted)
         first = low // block_size
         data, key = self._data_for((*leading, slice(first, -(-high // block_size))))
         begin, end = wanted.start - first * block_size, wanted.stop - first * block_size
@@ -350,6 +350,8 @@ class Tensor:
     def __len__(self) -> int:
         if not self.info.ne:
             raise TypeError(f"{shown(self.name)}: a tensor of no dimensions has no length")
+        if self.info.ne[-1] > sys.maxsize:  # no tensor of a known type is accepted with such an axis
+            raise self.info.unknown_type()
         return self.info.ne[-1]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
@@ -406,6 +408,14 @@ def _share(length: int, rank: int, world: int) -> tuple[int, int]:
     if not 0 <= rank < world:
         raise ValueError(f"rank must be from 0 to world - 1, got rank {rank} of world {world}")
     return length * rank // world, length * (rank + 1) // world
+
+
+def _extent(wanted: range) -> tuple[int, int]:
+    """The least number of a range, and one more than the greatest."""
+    if not wanted:
+        return 0, 0
+    low, high = sorted((wanted[0], wanted[-1]))
+    return low, high + 1
 
 
 def _is_integer(part: Any) -> bool:

@@ -58,9 +58,7 @@ def no_tensors(pairs: Callable[[Build], object], count: int = 1) -> Callable[[Bu
     return lambda b: pairs(b.start(tensors=0, pairs=count))
 
 
-def one_tensor(
-    ne: list[int], type_: int = F32, offset: int = 0, data: int = 256, name: bytes = b"w"
-) -> Callable[[Build], object]:
+def one_tensor(ne: list[int], type_: int = F32, offset: int = 0, name: bytes = b"w") -> Callable[[Build], object]:
     """A file with one tensor and 256 bytes of data section."""
     return lambda b: b.start(tensors=1, pairs=0).tensor(name, ne, type_, offset).data(bytes(256))
 

@@ -24,6 +24,7 @@ from mmgguf.constants import FileType, GGMLType, ValueType
 from mmgguf.values import TypedValue
 from mmgguf.writer import TypedTensor, write
 
+from .build import Build
 from .cases import BY_ID, Case
 from .terminal import MMGGUF, run, run_in_terminal
 
@@ -322,6 +323,24 @@ def test_nothing_hostile_reaches_a_terminal(command: str, columns: int, hostile:
     plain = styles.sub("", output)
     assert_harmless(plain)
     assert printing.safe(HOSTILE) in re.sub(r"\n *", "", plain)
+
+
+def test_no_key_is_lost_that_looks_like_another_s_escapes(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf", {"a\udcff": 1, "a\\xff": 2}, {})
+    found = json.loads(invoke("show", tmp_path / "x.gguf", "--json"))
+    assert sorted(found["metadata"].values()) == [1, 2]
+
+
+@posix
+@pytest.mark.parametrize("command", ["ls", "show"])
+def test_a_hundred_thousand_accents_are_cut(command: str, tmp_path: Path) -> None:
+    name = "x" * 200 + "\u0301" * 100_000
+    path = tmp_path / "x.gguf"
+    b = Build().start(1, 1).text(b"general.name", name.encode()).tensor(name.encode(), [2])
+    path.write_bytes(bytes(b.data(bytes(8))))
+    status, output = run_in_terminal(command, path, columns=80)
+    assert status == 0
+    assert len(output) < 20_000
 
 
 @pytest.mark.parametrize("command", [("ls",), ("show",), ("show", "--full")], ids=" ".join)

@@ -18,7 +18,7 @@ from mmgguf import npz
 from mmgguf.blocks import LAYOUTS
 from mmgguf.constants import GGMLType
 
-from . import cases
+from . import build, cases
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -61,6 +61,13 @@ def test_the_same_archive_every_time(all_types: Path, tmp_path: Path) -> None:
     for name in ("x.npz", "y.npz"):
         npz.save_file(all_types, tmp_path / name, names="*.q*")
     assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
+
+
+def test_a_name_that_is_too_long_for_an_archive(tmp_path: Path) -> None:
+    b = build.Build().start(1, 0).tensor(b"n" * 65532, [2], 0, 0)
+    (tmp_path / "x.gguf").write_bytes(bytes(b.data(bytes(8))))
+    with pytest.raises(mmgguf.FormatError, match="not a name that a zip archive can hold"):
+        npz.save_file(tmp_path / "x.gguf", tmp_path / "x.npz")
 
 
 def test_names_may_come_from_an_iterator(all_types: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import FileChangedError, GGUFError, SplitError, TruncatedError
+from mmgguf import FileChangedError, FormatError, GGUFError, SplitError, TruncatedError, UnknownTypeError
 
 from . import touch
 from .build import F32, FLOAT32, INT32, Q8_0, STRING, UINT16, UINT32, UINT64, Build, small
@@ -276,6 +277,18 @@ def test_a_shard_number_that_does_not_exist(no: str, tmp_path: Path) -> None:
     refused(shard(tmp_path / f"m-{no}-of-00002.gguf", 0, 2), SplitError, "named|not named")
 
 
+def _named_shard(no: int, architecture: bytes | None, b: Build | None = None) -> Build:
+    b = (
+        (b or Build())
+        .start(1, 2 + bool(architecture))
+        .number(b"split.no", UINT16, no)
+        .number(b"split.count", UINT16, 2)
+    )
+    if architecture is not None:
+        b.text(b"general.architecture", architecture)
+    return b.tensor(b"w%d" % no, [2], F32, 0).data(bytes(8))
+
+
 def _foreign(paths: list[Path], what: str) -> str:
     """Make the second of two shards foreign; the pattern of the message."""
     match what:
@@ -295,6 +308,18 @@ def _foreign(paths: list[Path], what: str) -> str:
             b = Build(3, "big").start(1, 2).number(b"split.no", UINT16, 1).number(b"split.count", UINT16, 2)
             paths[1].write_bytes(bytes(b.tensor(b"w1", [2], F32, 0).data(bytes(8))))
             return "foreign shard: byte_order big, "
+        case "version":
+            paths[1].write_bytes(bytes(_named_shard(1, None, Build(2))))
+            return "foreign shard: version 2, "
+        case "architecture":
+            for no, name in enumerate((b"llama", b"other")):
+                paths[no].write_bytes(bytes(_named_shard(no, name)))
+            return "foreign shard: general.architecture is 'other', "
+        case "type of the architecture":
+            b = Build().start(1, 3).number(b"split.no", UINT16, 1).number(b"split.count", UINT16, 2)
+            b.numbers(b"general.architecture", UINT32, [1, 2]).tensor(b"w1", [2], F32, 0)
+            paths[1].write_bytes(bytes(b.data(bytes(8))))
+            return "general.architecture: a string was asked for, got an array of 2 uint32"
         case "no split":
             paths[1].write_bytes(bytes(small()))
             return "foreign shard: split.no is missing"
@@ -303,7 +328,21 @@ def _foreign(paths: list[Path], what: str) -> str:
             return "download incomplete"
 
 
-@pytest.mark.parametrize("what", ["number", "count", "tensor", "total", "byte order", "no split", "cut"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "number",
+        "count",
+        "tensor",
+        "total",
+        "byte order",
+        "version",
+        "architecture",
+        "type of the architecture",
+        "no split",
+        "cut",
+    ],
+)
 def test_shards_that_disagree(what: str, tmp_path: Path) -> None:
     paths = names(tmp_path, 2)
     for no, path in enumerate(paths):
@@ -311,9 +350,54 @@ def test_shards_that_disagree(what: str, tmp_path: Path) -> None:
     with mmgguf.open(paths[1]) as f:
         assert list(f) == ["w0", "w1"]
     match = _foreign(paths, what)
-    for path in paths[:1]:
-        with pytest.raises(GGUFError, match=match):
-            mmgguf.open(path)
+    with pytest.raises(GGUFError, match=match):
+        mmgguf.open(paths[0])
+
+
+# Numbers that are large where nothing is.
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("ne", "type_", "key", "shape"),
+    [
+        ([1 << 50, 0], Q8_0, slice(None), (0, 1 << 50)),
+        ([1 << 50, 0], Q8_0, (slice(None), slice(3, 40)), (0, 37)),
+        ([1 << 50, 0], Q8_0, slice(5, 1, -1), (0, 1 << 50)),
+        ([0, 1 << 50], F32, slice(None), (1 << 50, 0)),
+        ([0, 1 << 50], F32, slice(None, None, -2), (1 << 49, 0)),
+    ],
+)
+def test_empty_tensors_of_large_dimensions(
+    ne: list[int], type_: int, key: Any, shape: Any, backend: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(bytes(Build().start(1, 0).tensor(b"w", ne, type_, 0)))
+    with mmgguf.open(path, backend=backend) as f:
+        assert f["w"][key].shape == shape
+
+
+def test_the_length_of_what_is_only_listed(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(bytes(Build().start(1, 0).tensor(b"w", [1 << 63], 99, 0)))
+    with mmgguf.open(path) as f, pytest.raises(UnknownTypeError):
+        len(f["w"])
+
+
+@pytest.mark.parametrize("what", ["key", "value", "name"])
+def test_a_sparse_file_makes_nobody_allocate_terabytes(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    size = struct.pack("<Q", 1 << 42)
+    head = bytes(Build().start(0, 1)) if what != "name" else bytes(Build().start(1, 0))
+    path.write_bytes(head + (struct.pack("<Q", 1) + b"k" + struct.pack("<I", 8) if what == "value" else b"") + size)
+    try:
+        os.truncate(path, 1 << 43)
+    except OSError:
+        pytest.skip("no sparse files of 8 TiB here")
+    with pytest.raises(FormatError, match=r"of 4398046511104 bytes.*at most 1073741824"):
+        mmgguf.open(path)
+    with path.open("rb") as file, pytest.raises(FormatError, match=r"at most 1073741824"):
+        mmgguf.read_header(file)
 
 
 # Files that change.

@@ -171,6 +171,7 @@ REFUSED = {
     "dtype": (mmgguf.UnknownTypeError, "x.safetensors: w: no ggml type holds U8", {"w": ("U8", [1], b"x")}, {}),
     "name": (mmgguf.FormatError, "65 bytes, the specification's limit", {LONG: ("I8", [1], b"x")}, {}),
     "dimensions": (mmgguf.FormatError, "x.safetensors: w: 5 dimensions", {"w": ("I8", [1] * 5, b"x")}, {}),
+    "evil name": (mmgguf.UnknownTypeError, "(7000 characters): no ggml type", {"\x1b" * 7000: ("U8", [1], b"x")}, {}),
     "types": (mmgguf.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "[1"}),
     "types too deep": (mmgguf.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "[" * 100_000}),
     "types no object": (mmgguf.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "3"}),
@@ -190,6 +191,7 @@ def test_what_gguf_cannot_hold_is_refused(
     with pytest.raises(error) as caught:
         to_gguf(path, tmp_path / "x.gguf")
     assert message in str(caught.value)
+    assert str(caught.value).isprintable()
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.safetensors"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgguf import BufferedSeeker, TruncatedError
+from mmgguf import BufferedSeeker, FormatError, TruncatedError
 
 DATA = bytes(range(256)) * 20
 BUFFER_SIZES = [0, 1, 7, 64, 4096, 1 << 20]
@@ -166,6 +166,16 @@ def test_file_objects_that_do_not_keep_the_rules(buffer_size: int) -> None:
     for seeker in (BufferedSeeker(io.BytesIO(DATA), buffer_size), BufferedSeeker(io.BytesIO(), buffer_size)):
         with pytest.raises(ValueError, match="must not be negative"):
             seeker.read(-1)
+
+
+@pytest.mark.parametrize("buffer_size", [0, 4096])
+def test_more_than_memory_holds(buffer_size: int) -> None:
+    class Sparse(io.BytesIO):
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return 1 << 60 if whence == 2 else super().seek(offset, whence)
+
+    with pytest.raises(FormatError, match="x: 1125899906842624 bytes at byte 0 are more than memory holds"):
+        BufferedSeeker(Sparse(), buffer_size).read(1 << 50, "x")
 
 
 def test_what_is_no_binary_file_is_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mmgguf import BufferedSeeker, TruncatedError, strings
+from mmgguf import BufferedSeeker, FileChangedError, TruncatedError, strings
 from mmgguf.strings import Chain, StringArray, decode, scan
 
 from .cases import STRINGS
@@ -169,6 +169,22 @@ def test_iterating_and_indexing_do_not_disturb_each_other(chain: Chain) -> None:
     assert list(iterator) == expected[5000:]
     assert list(found) == expected  # by the index that is there now
     assert found[7:] == expected[7:]
+
+
+@chains
+@pytest.mark.parametrize("count", [3, 5000])
+@pytest.mark.parametrize("change", ["too short", "too long"])
+def test_bytes_that_have_changed_since(change: str, count: int, chain: Chain) -> None:
+    """The walk leads to another place than the array's end, before it or behind."""
+    data = encode([b"word"] * count, chain)
+    data = data + b"rest" if change == "too short" else data[:-1]
+
+    def fresh() -> StringArray:
+        return StringArray(np.frombuffer(data, np.uint8), count, chain)
+
+    for use in (list, lambda a: a[:], lambda a: a[1], lambda a: a.offsets, lambda a: a == ["word"] * count):
+        with pytest.raises(FileChangedError, match=f"array of {count} strings: its bytes changed"):
+            use(fresh())
 
 
 def test_only_what_is_touched_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
     Numbers are compared as texts, by length first: a name may have more digits than `int` takes.
     """
-    parts = re.split(r"([0-9]+)", name)
+    parts = re.split(r"([0-9]+)", name, maxsplit=64)
     # Every second part is a number.
     numbers = [part.lstrip("0") for part in parts]
     return [

@@ -51,6 +51,7 @@ def safe(text: object) -> str:
     Control characters, C1 and the escape character among them, bidirectional and other invisible marks, line
     separators and unassigned code points become ``\x1b``, ``\u202e`` and the like.  A byte that was not UTF-8
     becomes ``\xff``; the control characters from U+0080 up are written ``\u0080``, so that the two differ.
+    A text that has such a backslash of its own looks the same.
     """
     shown = str(text)
     if shown.isprintable():
@@ -75,12 +76,12 @@ def shorten_middle(text: str, width: int) -> str:
 
     Names of tensors differ at both ends: the layer's number in front, the role behind.
     """
-    if cell_len(text) <= width:
+    if _fits(text, width):
         return text
     tail = (width - 1) // 2
     head = width - 1 - tail
     end = ""
-    for char in reversed(text):
+    for char in reversed(text[-_MARKS * width :]):
         if cell_len(char + end) > tail:
             break
         end = char + end
@@ -89,7 +90,15 @@ def shorten_middle(text: str, width: int) -> str:
 
 def shorten_end(text: str, width: int) -> str:
     """The text cut to `width` columns of a terminal, an ellipsis at its end."""
-    return text if cell_len(text) <= width else _start(text, width - 1) + ELLIPSIS
+    return text if _fits(text, width) else _start(text, width - 1) + ELLIPSIS
+
+
+#: Characters for each column, at most: combining marks take no room, and a name may have a million of them.
+_MARKS: Final = 4
+
+
+def _fits(text: str, width: int) -> bool:
+    return len(text) <= _MARKS * max(width, 0) and cell_len(text) <= width
 
 
 def _start(text: str, width: int) -> str:
@@ -248,7 +257,7 @@ def _print_stacked(
 
 
 def print_json(value: Any) -> None:
-    """Valid JSON in ASCII: an array has one element per line, anything else is indented.
+    """Valid JSON in ASCII, indented; an array of plain values, and each element of an array of others, takes one line.
 
     Strings keep every character but the bytes that were not UTF-8: JSON has none for them, so they are
     written as the four characters ``\\xff``.  Numbers that JSON lacks become the strings ``"NaN"``,
@@ -260,19 +269,29 @@ def print_json(value: Any) -> None:
 
 
 def _json_lines(value: Any) -> Iterator[str]:
-    if not isinstance(value, list):
-        yield from _dumps(value, indent=2).splitlines(keepends=True)
-        yield "\n"
-        return
-    yield "["
-    for number, item in enumerate(value):
-        yield ("," if number else "") + "\n" + _dumps(item)
-    yield "\n]\n" if value else "]\n"
+    yield from _json_parts(value, "\n")
+    yield "\n"
 
 
-def _dumps(value: Any, indent: int | None = None) -> str:
+def _json_parts(value: Any, newline: str) -> Iterator[str]:
+    # By hand: with an indent, `json` takes a microsecond and a line for each number of an array.
+    inner = newline + "  "
+    if isinstance(value, dict) and value:
+        for number, (key, item) in enumerate(zip(_json_keys(value), value.values(), strict=True)):
+            yield f"{',' if number else '{'}{inner}{json.dumps(key)}: "
+            yield from _json_parts(item, inner)
+        yield newline + "}"
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            yield f"{',' if number else '['}{newline}{_dumps(item)}"
+        yield newline + "]"
+    else:
+        yield _dumps(value)
+
+
+def _dumps(value: Any) -> str:
     # `json` escapes all controls but DEL, which can only stand inside a string.
-    return json.dumps(_jsonable(value), allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
+    return json.dumps(_jsonable(value), allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def _jsonable(value: Any) -> Any:
@@ -282,10 +301,16 @@ def _jsonable(value: Any) -> Any:
         case float() if not math.isfinite(value):
             return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         case dict():
-            return {_jsonable(key): _jsonable(item) for key, item in value.items()}
+            return {key: _jsonable(item) for key, item in zip(_json_keys(value), value.values(), strict=True)}
         case list() | tuple():
             return [_jsonable(item) for item in value]
     return value
+
+
+def _json_keys(value: dict[str, Any]) -> list[str]:
+    """The keys as `_jsonable` has them, or as they are if one would look like another: no entry may be lost."""
+    keys = [_jsonable(key) for key in value]
+    return keys if len(set(keys)) == len(keys) else list(value)
 
 
 def _without_surrogates(text: str) -> str:

@@ -102,7 +102,7 @@ def _file_type(metadata: Metadata) -> str | None:
     # Not `GGUFFile.file_type`, which rightly raises on a value that is no integer: here the rest is still of
     # interest.
     value = metadata.get("general.file_type")
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         return None
     try:
         return FileType(value).name
