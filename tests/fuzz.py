@@ -386,6 +386,7 @@ def _uses(data: bytes, path: Path) -> list[tuple[str, Callable[[], Any]]]:
         ("compare", lambda: mmgguf.compare(path, path)),
         ("ls", lambda: command("ls", "--sort", "name")),
         ("show", lambda: command("show", "--full")),
+        ("show --json", lambda: command("show", "--full", "--json")),
     ]
 
 

@@ -85,6 +85,9 @@ def tensor(t: Tensor, dequantize: bool) -> None:
             values = t.dequantize(np.float32)
             assert values.shape == t.shape
             assert np.asarray(t).shape == t.shape
+            if t.ndim:
+                assert t[:].shape == t.shape
+                assert t[..., ::-2].shape == (*t.shape[:-1], -(-t.shape[-1] // 2))
         if t.ndim and t.shape[0] and t.n_elements // t.shape[0] <= SMALL:
             assert t[0:1].shape == (1, *t.shape[1:])
 

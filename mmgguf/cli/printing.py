@@ -278,7 +278,7 @@ def _json_parts(value: Any, newline: str) -> Iterator[str]:
     inner = newline + "  "
     if isinstance(value, dict) and value:
         for number, (key, item) in enumerate(zip(_json_keys(value), value.values(), strict=True)):
-            yield f"{',' if number else '{'}{inner}{json.dumps(key)}: "
+            yield f"{',' if number else '{'}{inner}{_quoted(key)}: "
             yield from _json_parts(item, inner)
         yield newline + "}"
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
@@ -290,8 +290,12 @@ def _json_parts(value: Any, newline: str) -> Iterator[str]:
 
 
 def _dumps(value: Any) -> str:
+    return _quoted(_jsonable(value))
+
+
+def _quoted(value: Any) -> str:
     # `json` escapes all controls but DEL, which can only stand inside a string.
-    return json.dumps(_jsonable(value), allow_nan=False).replace("\x7f", "\\u007f")
+    return json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def _jsonable(value: Any) -> Any:
