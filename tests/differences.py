@@ -100,6 +100,11 @@ REFUSED_BY_US: list[Refused] = [
         "Asked for the header alone, ggml does not look whether the data is there; the view would end behind the file.",
     ),
     Refused(
+        "no-elements-beyond-64-bits",
+        r"dimensions \(.*\b0\b.*\) are beyond 64 bits",
+        "ggml may multiply to zero before a dimension overflows; numpy has no such shape, although it holds nothing.",
+    ),
+    Refused(
         "alignment-in-an-array",
         r"general\.alignment: stored as ARRAY, must be UINT32",
         "ggml takes the first element of an array of u32 for the value.",
