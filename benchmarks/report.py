@@ -162,7 +162,9 @@ def _claims(benches: list[Bench], folder: Path) -> str:
         if "claim" not in info:
             continue
         details = ""
-        if "ratio_of_medians" in info:
+        if "ratio_of_least" in info:
+            details = f"fresh processes, medians; least: {info['ratio_of_least']:.3g}"
+        elif "ratio_of_medians" in info:
             details = " / ".join(f"{info[key]:.3g}" for key in ("ratio_of_medians", "ratio_of_cpu") if key in info)
             if "gain_of_stores" in info:
                 details += " (stores alone: {:.3g}, medians {:.3g})".format(*info["gain_of_stores"])

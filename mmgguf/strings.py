@@ -306,7 +306,10 @@ class StringArray(Sequence[str]):
             return decode(self.bytes(index))
         start, stop, step = index.indices(self._count)
         if step == 1:
-            return list(itertools.chain.from_iterable(self._portions(start, stop)))
+            items: list[str] = []
+            for portion in self._portions(start, stop):
+                items += portion
+            return items
         return [decode(self.bytes(i)) for i in range(start, stop, step)]
 
     def __iter__(self) -> Iterator[str]:
