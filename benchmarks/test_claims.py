@@ -133,8 +133,8 @@ _LIST = "kept = list(metadata['tokenizer.ggml.tokens']), list(metadata['tokenize
 def test_lists_of_strings(claim: Claim, files: Files, vocabulary: str, tmp_path: Path) -> None:
     """The C library makes all strings while it opens; here they are made when a list is asked for.
 
-    Both have to get the memory for them from the system, which is half of the time.  Thus in fresh processes: what an
-    allocator has kept from earlier work makes the one or the other faster.
+    Both have to get the memory for them from the system, which is a good part of the time.  Thus in fresh processes:
+    what an allocator has kept from earlier work makes the one or the other faster.
     """
     _require("C library")
     path = _vocabulary(vocabulary, files)
