@@ -283,7 +283,7 @@ def _json_parts(value: Any, newline: str) -> Iterator[str]:
         yield newline + "}"
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for number, item in enumerate(value):
-            yield f"{',' if number else '['}{newline}{_dumps(item)}"
+            yield f"{',' if number else '['}{inner}{_dumps(item)}"
         yield newline + "]"
     else:
         yield _dumps(value)
