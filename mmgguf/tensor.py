@@ -330,6 +330,8 @@ class Tensor:
             raise IndexError(f"{shown(self.name)}: {len(parts)} indices for a tensor of {self.ndim} dimensions")
         if ellipses:
             at = ellipses[0]
+            if len(parts) > self.ndim:
+                return (), None  # it stands for no axis, but to numpy it still parts the indices beside it
             parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
         parts += [slice(None)] * (self.ndim - len(parts))
         for axis, part in enumerate(parts):
