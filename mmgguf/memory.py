@@ -25,7 +25,7 @@ import stat
 import sys
 import threading
 import weakref
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,10 @@ class Descriptor(int):
 
     def __del__(self) -> None:
         os.close(self)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # A copy would close the number a second time, when it may be another file's.
+        raise TypeError("an open file is not copied or pickled: send the GGUFFile or the Tensor")
 
 
 def open_descriptor(path: str | os.PathLike[str]) -> Descriptor:

@@ -106,6 +106,17 @@ def test_what_cannot_be_locked(backend: Any, mode: Any, path: Path) -> None:
         mmgguf.open(path, backend=backend, mode=mode, lock=True)
 
 
+@BACKENDS
+def test_an_open_file_is_not_copied(backend: Any, path: Path) -> None:
+    """The copy would close the original's descriptor."""
+    with mmgguf.open(path, backend=backend) as f:
+        t = f["token_embd.weight"]
+        for use in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError):
+                use(t.storage)
+        assert t.data.nbytes == t.nbytes
+
+
 def test_metadata_and_headers_compare_by_value(tmp_path: Path) -> None:
     metadata = {"s": "x", "n": 3, "numbers": np.arange(5), "strings": ["a", "b"] * 10}
     paths = [tmp_path / name for name in ("a.gguf", "b.gguf", "c.gguf")]

@@ -131,6 +131,21 @@ def test_plain_types_become_the_dtype_that_is_asked_for(file: mmgguf.GGUFFile) -
             same_bits(out, expected.astype(dtype))
 
 
+def test_an_ellipsis_that_stands_for_no_axis_parts_the_indices_beside_it(tmp_path: Path) -> None:
+    mmgguf.write(
+        tmp_path / "x.gguf",
+        {},
+        {"w": mmgguf.TypedTensor(random_tensor(GGMLType.Q4_0, (2, 3, 4, 1)).blocks, GGMLType.Q4_0)},
+    )
+    with mmgguf.open(tmp_path / "x.gguf") as f:
+        whole = np.asarray(f["w"])
+        for key in [
+            (slice(None), 0, ..., [0, 1], slice(None)), (slice(None), [0, 1], ..., 0, slice(None)),
+            (slice(None), [0, 1], ..., [0, 1], slice(None)), (0, 1, ..., 2, slice(3, 9)),
+        ]:  # fmt: skip
+            same_bits(f["w"][key], whole[key])
+
+
 def test_the_logical_bfloat16_is_this_machine_s(file: mmgguf.GGUFFile) -> None:
     t = file["bf16"]
     expected = np.linspace(-1, 1, 12).astype(ml_dtypes.bfloat16).reshape(3, 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections import OrderedDict
@@ -177,10 +176,11 @@ class GGUFReader:
                 self._open(file, mode)
         else:
             # The file that is parsed is the one that is mapped, whatever happens to its name meanwhile.
-            with io.FileIO(open_descriptor(path), closefd=False) as file:
-                self._open(file, mode, os.fspath(path))
+            # `open` owns the number that it gets, so it gets one of its own.
+            with open(path, "rb", buffering=0, opener=lambda name, _: os.dup(open_descriptor(name))) as file:
+                self._open(file, mode)
 
-    def _open(self, file: Any, mode: Literal["r", "r+", "c"], path: Any = None) -> None:
+    def _open(self, file: Any, mode: Literal["r", "r+", "c"]) -> None:
         try:
             self._header: Header = parse_header(BufferedSeeker(file))
             self.data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(file, np.uint8, mode)
@@ -197,7 +197,7 @@ class GGUFReader:
             self.fields: OrderedDict[str, ReaderField] = OrderedDict()
             self._build_fields()
         except GGUFError as error:
-            error.args = (f"{path or getattr(file, 'name', file)}: {error}",)
+            error.args = (f"{getattr(file, 'name', file)}: {error}",)
             raise
 
     def get_field(self, key: str) -> ReaderField | None:
