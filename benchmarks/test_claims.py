@@ -26,7 +26,7 @@ from mmgguf.bench.process import Child, fresh_seconds
 from mmgguf.bench.ways import WAYS, byte_sum, page_sum
 from mmgguf.dequant import dequantize
 from mmgguf.dequant.threads import spread
-from mmgguf.header import parse_header
+from mmgguf.format.parser import parse_header
 
 from .conftest import Files, Model, Sizes
 from .test_dequantize import CONTESTANTS, TYPES

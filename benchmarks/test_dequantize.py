@@ -15,8 +15,8 @@ import pytest
 from mmgguf import GGMLType
 from mmgguf.bench.models import random_blocks
 from mmgguf.bench.peers import Unavailable, dequantize_in_c
-from mmgguf.blocks import LAYOUTS
 from mmgguf.dequant import dequantize
+from mmgguf.types import LAYOUTS
 
 from .conftest import Sizes, Timed
 

@@ -12,7 +12,7 @@ import pytest
 import mmgguf
 from mmgguf.bench.fields import read_fields
 from mmgguf.bench.measure import CountingFile
-from mmgguf.header import parse_header
+from mmgguf.format.parser import parse_header
 
 from .conftest import Model, Timed
 

@@ -7,9 +7,6 @@
 
 from __future__ import annotations
 
-from .check import Finding, verify
-from .constants import FileType, GGMLType, ValueType
-from .contents import Difference, Digests, compare, digest
 from .dequant import dequantize
 from .errors import (
     ClosedError,
@@ -27,14 +24,18 @@ from .errors import (
     VersionError,
 )
 from .file import GGUFFile, open
-from .header import Header, TensorInfo, read_header
+from .format.header import Header, TensorInfo
+from .format.metadata import Metadata
+from .format.parser import read_header
+from .format.seeker import BufferedSeeker
+from .format.strings import StringArray
+from .format.values import TypedValue
+from .format.writer import TypedTensor, write
+from .inspect.contents import Difference, Digests, compare, digest
+from .inspect.verify import Finding, verify
 from .loading import load_file
-from .metadata import Metadata
-from .seeker import BufferedSeeker
-from .strings import StringArray
 from .tensor import Tensor
-from .values import TypedValue
-from .writer import TypedTensor, write
+from .types import FileType, GGMLType, ValueType
 
 __version__ = "0.1.0"
 

@@ -13,12 +13,15 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from .blocks import ByteOrder, layout_of
-from .constants import FileType
 from .dequant import target_dtype
 from .errors import ClosedError, FileChangedError, GGUFError, NameNotFoundError, SplitError, shown
-from .header import Header, parse_header
-from .memory import (
+from .format.header import Header
+from .format.metadata import Metadata, Section
+from .format.parser import parse_header
+from .format.seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
+from .format.shards import ShardName, parse_shard_name
+from .selection import Names, Progress, select, values, walk
+from .storage.local import (
     Access,
     Backend,
     Identity,
@@ -28,11 +31,8 @@ from .memory import (
     open_storage,
     require_identity,
 )
-from .metadata import Metadata, Section
-from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
-from .split import ShardName, parse_shard_name
 from .tensor import Tensor
-from .walk import Names, Progress, select, values, walk
+from .types import ByteOrder, FileType, layout_of
 
 __all__ = ["GGUFFile", "Shard", "open"]
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .constants import GGMLType
 from .errors import MissingExtraError
 from .file import GGUFFile
 from .loading import Source, TensorMapping, opened
+from .selection import Names, Progress, empty, result_dtype, store, walk
 from .tensor import Tensor
-from .walk import Names, Progress, empty, result_dtype, store, walk
+from .types import GGMLType
 
 try:
     import jax

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from .file import GGUFFile, open
-from .memory import Mode
-from .walk import Names, Progress, values, walk
+from .selection import Names, Progress, values, walk
+from .storage.local import Mode
 
 __all__ = ["Source", "TensorMapping", "load_file", "opened"]
 

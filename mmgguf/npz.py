@@ -16,11 +16,11 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from .errors import FormatError
+from .format.strings import encoded_size, is_utf8
+from .format.writer import replacing
 from .loading import Source, opened
-from .strings import encoded_size, is_utf8
+from .selection import Names, Progress, chunks, result_dtype, select, walk
 from .tensor import Tensor
-from .walk import Names, Progress, chunks, result_dtype, select, walk
-from .writer import replacing
 
 __all__ = ["save_file"]
 

@@ -27,17 +27,16 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from .blocks import LAYOUTS
-from .constants import GGMLType, ValueType
 from .errors import FormatError, GGUFError, MissingExtraError, UnknownTypeError, shown
 from .file import GGUFFile
+from .format.metadata import Metadata
+from .format.strings import is_utf8
+from .format.values import TypedValue
+from .format.writer import TypedTensor, replacing, write
 from .loading import Source, opened
-from .memory import open_descriptor
-from .metadata import Metadata
-from .strings import is_utf8
-from .values import TypedValue
-from .walk import Names, Progress, chunks, match, result_dtype, select, walk
-from .writer import TypedTensor, replacing, write
+from .selection import Names, Progress, chunks, match, result_dtype, select, walk
+from .storage.local import open_descriptor
+from .types import LAYOUTS, GGMLType, ValueType
 
 __all__ = ["TYPES_KEY", "save_file", "to_gguf"]
 

@@ -12,12 +12,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from .blocks import ByteOrder, Layout, stored_form
-from .constants import GGMLType
 from .dequant import DTYPES, dequantize
 from .errors import human_size, shown
-from .header import TensorInfo
-from .memory import StorageFile, open_same
+from .format.header import TensorInfo
+from .storage.local import StorageFile, open_same
+from .types import ByteOrder, GGMLType, Layout, stored_form
 
 __all__ = ["Tensor"]
 

@@ -18,14 +18,14 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from .constants import GGMLType
 from .dequant import dequantize
 from .errors import MissingExtraError
 from .file import GGUFFile
 from .loading import Source, TensorMapping, opened
-from .memory import Descriptor, MappedFile, StorageFile, open_storage
+from .selection import Names, Progress, empty, ranges, result_dtype, select, store, walk
+from .storage.local import Descriptor, MappedFile, StorageFile, open_storage
 from .tensor import Tensor
-from .walk import Names, Progress, empty, ranges, result_dtype, select, store, walk
+from .types import GGMLType
 
 try:
     import torch

@@ -9,7 +9,7 @@ import pytest
 
 import mmgguf
 
-from . import cases, models
+from .support import cases, models
 
 # Worker processes import the test modules by name. At the end, so that an installed mmgguf still comes before the
 # folder mmgguf/.

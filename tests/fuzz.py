@@ -37,13 +37,13 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 
 import mmgguf
-from mmgguf.blocks import LAYOUTS
 from mmgguf.errors import GGUFError
+from mmgguf.types import LAYOUTS
 
-from . import build, touch
-from .build import BOOL, CODES, Build
-from .hostile_cases import TABLE
-from .worst_cases import worst_cases
+from .support import build, touch
+from .support.build import BOOL, CODES, Build
+from .support.hostile_cases import TABLE
+from .support.worst_cases import worst_cases
 
 #: Bounds for one call with an input of at most a megabyte: seconds of the processor, and bytes above the start.
 MAX_SECONDS = 1.0
@@ -539,7 +539,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         against_c = None
         if options.differential:
-            from .differential import Judge, Oracle
+            from .support.differential import Judge, Oracle
 
             against_c = Judge(stack.enter_context(Oracle()), options.folder / "differential.gguf")
         run = Run(options.folder, until, against_c)

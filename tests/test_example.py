@@ -16,10 +16,10 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import mmgguf
-from mmgguf.writer import TypedTensor, write
+from mmgguf.format.writer import TypedTensor, write
 
-from . import llamacpp
 from .conftest import skip_unless_ci
+from .support import llamacpp
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "generate.py"
 

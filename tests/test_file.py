@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import ClosedError, FileChangedError, GGMLType, NameNotFoundError, SplitError, memory
+from mmgguf import ClosedError, FileChangedError, GGMLType, NameNotFoundError, SplitError
+from mmgguf.storage import local as memory
 
-from .build import Build
-from .cases import BY_ID
+from .support.build import Build
+from .support.cases import BY_ID
 
 BACKENDS = pytest.mark.parametrize("backend", ["mmap", "read"])
 RNG = np.random.default_rng(7)

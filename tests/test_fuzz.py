@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 import mmgguf
 
-from . import fuzz, ggml, touch
-from .build import Build, small
-from .differences import ACCEPTED_BY_US, REFUSED_BY_US
-from .differential import Judge, Oracle
-from .hostile_cases import TABLE
-from .worst_cases import MEGABYTE, worst_cases
+from . import fuzz
+from .support import ggml, touch
+from .support.build import Build, small
+from .support.differences import ACCEPTED_BY_US, REFUSED_BY_US
+from .support.differential import Judge, Oracle
+from .support.hostile_cases import TABLE
+from .support.worst_cases import MEGABYTE, worst_cases
 
 ALWAYS_THE_SAME = settings(
     derandomize=True,

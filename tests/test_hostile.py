@@ -21,9 +21,9 @@ import pytest
 import mmgguf
 from mmgguf import FileChangedError, FormatError, GGUFError, SplitError, TruncatedError, UnknownTypeError
 
-from . import touch
-from .build import F32, FLOAT32, INT32, Q8_0, STRING, UINT16, UINT32, UINT64, Build, small
-from .hostile_cases import ORDERS, TABLE, Hostile
+from .support import touch
+from .support.build import F32, FLOAT32, INT32, Q8_0, STRING, UINT16, UINT32, UINT64, Build, small
+from .support.hostile_cases import ORDERS, TABLE, Hostile
 
 BACKENDS = ("mmap", "read")
 VERSIONS = (1, 2, 3)
@@ -437,7 +437,7 @@ def test_a_file_that_shrinks_while_it_is_opened(
 ) -> None:
     """Between the reading of the header and the mapping there is a moment, too."""
     import mmgguf.file as module
-    import mmgguf.memory as memory
+    import mmgguf.storage.local as memory
 
     if step == "header":
         parse = module.parse_header

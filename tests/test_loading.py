@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf.blocks import LAYOUTS
-from mmgguf.constants import GGMLType
 from mmgguf.dequant import dequantize
-from mmgguf.walk import chunks, ranges, walk
+from mmgguf.selection import chunks, ranges, walk
+from mmgguf.types import LAYOUTS, GGMLType
 
-from . import cases
+from .support import cases
 
 INTEGERS = {GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64}
 EVERYTHING = ["all-types", "all-types-big", "newest-types", "dimensions", "zero-size", "zero-rows", "no-dimensions"]
@@ -134,10 +133,12 @@ def test_the_next_tensors_are_asked_for_once_each_and_in_time(tmp_path: Path, mo
     names = [f"t{i}" for i in range(9)]
     mmgguf.write(tmp_path / "x.gguf", {}, {name: np.zeros(10, np.int8) for name in names})
     asked: list[str] = []
-    monkeypatch.setattr("mmgguf.walk._AHEAD", 25)
+    monkeypatch.setattr("mmgguf.selection._AHEAD", 25)
     with mmgguf.open(tmp_path / "x.gguf") as f:
         at = {f[name].file_offset: name for name in names}
-        monkeypatch.setattr("mmgguf.memory.MappedFile.prefetch", lambda file, offset, nbytes: asked.append(at[offset]))
+        monkeypatch.setattr(
+            "mmgguf.storage.local.MappedFile.prefetch", lambda file, offset, nbytes: asked.append(at[offset])
+        )
         for index, _ in enumerate(walk(f)):
             # Whatever begins within the next 25 bytes: three tensors of 10.
             assert asked == names[1 : index + 4]

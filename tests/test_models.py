@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from . import models
 from .conftest import skip_unless_ci
+from .support import models
 
 
 def fake_wheel(folder: Path, payload: bytes) -> Path:

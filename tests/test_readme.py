@@ -14,7 +14,7 @@ import pytest
 import mmgguf
 from mmgguf import GGMLType
 
-from .cases import random_tensor
+from .support.cases import random_tensor
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 FRAMEWORKS = {"torch", "jax", "safetensors", "gguf", "transformers", "distributed"}
@@ -67,7 +67,7 @@ def test_there_are_blocks() -> None:
 
 
 def test_the_tests_that_it_names_exist() -> None:
-    file, named = "", re.findall(r"`(?:tests/)?(test_\w+\.py)?(?:::(test_\w+))?`", README)
+    file, named = "", re.findall(r"`(?:tests/)?((?:\w+/)?test_\w+\.py)?(?:::(test_\w+))?`", README)
     for given, test in named:
         file = given or file
         if file:

@@ -11,7 +11,7 @@ import pytest
 import mmgguf
 from mmgguf import StringArray, ValueType
 
-from . import ggml
+from .support import ggml
 
 
 def check_against_pip_gguf(path: Path) -> None:

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf.blocks import LAYOUTS
-from mmgguf.constants import GGMLType, ValueType
 from mmgguf.safetensors import TYPES_KEY, save_file, to_gguf
+from mmgguf.types import LAYOUTS, GGMLType, ValueType
 
-from . import cases
+from .support import cases
 
 try:
     import safetensors

@@ -12,9 +12,9 @@ import pytest
 
 import mmgguf
 from mmgguf import GGMLType, dequant
-from mmgguf.memory import ReadFile
+from mmgguf.storage.local import ReadFile
 
-from .cases import random_tensor
+from .support.cases import random_tensor
 from .test_file import KEYS
 
 TYPES = [GGMLType.Q4_0, GGMLType.Q4_K, GGMLType.IQ2_XS]
@@ -179,13 +179,13 @@ def test_reading_rows_reads_only_these(tmp_path: Path, monkeypatch: pytest.Monke
     blocks = random_tensor(GGMLType.Q8_0, (10, 4, 2)).blocks  # rows of 2 blocks of 34 bytes, 272 bytes per expert
     mmgguf.write(path, {}, {"w": blocks, "plain": np.arange(40, dtype=np.int8).reshape(10, 4)})
     read: list[int] = []
-    read_at = mmgguf.memory.read_at
+    read_at = mmgguf.storage.local.read_at
 
     def counting(descriptor: int, buffer: memoryview, offset: int) -> int:
         read.append(len(buffer))
         return read_at(descriptor, buffer, offset)
 
-    monkeypatch.setattr(mmgguf.memory, "read_at", counting)
+    monkeypatch.setattr(mmgguf.storage.local, "read_at", counting)
     with mmgguf.open(path, backend="read") as f:
         for key, expected in [
             (3, [272]), (-1, [272]), (slice(2, 5), [816]), (slice(8, 1, -3), [7 * 272]), ([7, 0, 7], [272] * 2),

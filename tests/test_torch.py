@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf.blocks import LAYOUTS
-from mmgguf.constants import GGMLType
 from mmgguf.dequant import dequantize
+from mmgguf.types import LAYOUTS, GGMLType
 
-from . import cases
+from .support import cases
 
 try:
     import torch

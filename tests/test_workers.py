@@ -15,7 +15,7 @@ import pytest
 import mmgguf
 from mmgguf import ClosedError, FileChangedError, GGMLType
 
-from .cases import random_tensor
+from .support.cases import random_tensor
 from .test_file import write_split
 
 BACKENDS = pytest.mark.parametrize("backend", ["mmap", "read"])

@@ -10,8 +10,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from ..constants import ValueType
-from ..values import NUMBERS
+from ..format.values import NUMBERS
+from ..types import ValueType
 
 __all__ = ["read_fields"]
 

@@ -14,9 +14,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..blocks import LAYOUTS
-from ..constants import GGMLType
-from ..writer import TypedTensor, write
+from ..format.writer import TypedTensor, write
+from ..types import LAYOUTS, GGMLType
 
 __all__ = [
     "LLAMA_TENSORS",

@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 import mmgguf
 
-from ..blocks import layout_of
-from ..constants import GGMLType
+from ..types import GGMLType, layout_of
 
 __all__ = ["PEERS", "Peer", "Unavailable", "c_library", "dequantize_in_c", "save_as", "versions"]
 

@@ -13,8 +13,8 @@ import numpy as np
 
 import mmgguf
 
-from ..constants import GGMLType
 from ..dequant import dequantize
+from ..types import GGMLType
 from . import measure, models
 from .fields import read_fields
 from .measure import Contestant, Timing, compare

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 import mmgguf
 
-from ..blocks import layout_of
-from ..memory import read_at
+from ..storage.local import read_at
+from ..types import layout_of
 from .peers import PEERS, Format, Peer
 
 __all__ = ["WAYS", "Way", "byte_sum", "page_sum"]

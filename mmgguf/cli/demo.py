@@ -13,10 +13,9 @@ import typer
 
 import mmgguf
 
-from ..blocks import LAYOUTS
-from ..constants import GGMLType
-from ..memory import Backend
-from ..writer import TypedTensor, write
+from ..format.writer import TypedTensor, write
+from ..storage.local import Backend
+from ..types import LAYOUTS, GGMLType
 from .ls import print_tensors
 from .printing import is_terminal, print_lines, print_note, print_sentence, print_table, size_text
 

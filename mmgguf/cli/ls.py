@@ -13,9 +13,8 @@ import typer
 
 import mmgguf
 
-from ..blocks import layout_of
-from ..constants import GGMLType
 from ..tensor import Tensor
+from ..types import GGMLType, layout_of
 from .printing import (
     is_terminal,
     print_json,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .. import walk
+from .. import selection as walk
 from .printing import safe
 
 __all__ = ["progress_bar"]

@@ -15,10 +15,9 @@ from rich.text import Text
 
 import mmgguf
 
-from ..blocks import layout_of
-from ..constants import FileType, ValueType
 from ..file import GGUFFile
-from ..metadata import Metadata
+from ..format.metadata import Metadata
+from ..types import FileType, ValueType, layout_of
 from .ls import nbytes_of, type_name
 from .printing import (
     ELLIPSIS,

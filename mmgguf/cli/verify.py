@@ -10,16 +10,9 @@ import typer
 
 import mmgguf
 
-from ..check import Finding
-from ..contents import Digests
-from .printing import (
-    errors_as_one_line,
-    is_terminal,
-    print_json,
-    print_lines,
-    print_note,
-    print_table,
-)
+from ..inspect.contents import Digests
+from ..inspect.verify import Finding
+from .printing import errors_as_one_line, is_terminal, print_json, print_lines, print_note, print_table
 from .progress import progress_bar
 
 __all__ = ["compare", "verify"]

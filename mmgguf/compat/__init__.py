@@ -36,10 +36,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..blocks import layout_of
-from ..constants import GGMLType
 from ..dequant import dequantize as dequantize_blocks
 from ..errors import MissingExtraError
+from ..types import GGMLType, layout_of
 from .lazy import Array
 from .peer import GGUF, TENSOR_TYPES
 from .reader import GGUFReader, ReaderField, ReaderTensor

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from ..strings import StringArray
+from ..format.strings import StringArray
 
 __all__ = ["ArrayParts", "LazyList", "NumberParts", "PartIndexes", "Parts", "StringParts"]
 

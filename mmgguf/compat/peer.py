@@ -7,7 +7,7 @@ import importlib.util
 from enum import IntEnum
 from typing import Any, Final
 
-from ..constants import GGMLType, ValueType
+from ..types import GGMLType, ValueType
 
 __all__ = ["ENDIAN", "GGUF", "TENSOR_TYPES", "VALUE_TYPES"]
 

@@ -13,15 +13,16 @@ from typing import Any, Final, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..blocks import layout_of
-from ..constants import DEFAULT_ALIGNMENT, GGMLType, ValueType
 from ..errors import ClosedError, DuplicateKeyError, GGUFError, shown
-from ..header import Header, TensorInfo, parse_header
-from ..memory import open_descriptor
-from ..metadata import ArrayInfo
-from ..seeker import BufferedSeeker
-from ..strings import Chain, StringArray, encoded_size
-from ..values import NUMBERS
+from ..format.constants import DEFAULT_ALIGNMENT
+from ..format.header import Header, TensorInfo
+from ..format.metadata import ArrayInfo
+from ..format.parser import parse_header
+from ..format.seeker import BufferedSeeker
+from ..format.strings import Chain, StringArray, encoded_size
+from ..format.values import NUMBERS
+from ..storage.local import open_descriptor
+from ..types import GGMLType, ValueType, layout_of
 from .lazy import Array, ArrayParts, Index, NumberParts, Parts, StringParts
 from .peer import ENDIAN, TENSOR_TYPES, VALUE_TYPES
 

@@ -21,9 +21,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..blocks import LAYOUTS, Layout, layout_of
-from ..constants import GGMLType
 from ..errors import MissingExtraError, UnknownTypeError
+from ..types import LAYOUTS, GGMLType, Layout, layout_of
 from .halves import from_half, to_half
 from .threads import spread
 
@@ -84,7 +83,7 @@ def dequantize(
     Parameters
     ----------
     blocks : numpy.ndarray
-        Block types: blocks in the structured dtype of `mmgguf.blocks.LAYOUTS`, of either byte order, shape
+        Block types: blocks in the structured dtype of `mmgguf.types.LAYOUTS`, of either byte order, shape
         (..., n_blocks).  Plain types: numbers in their stored dtype, shape (..., n).  Both: uint8, whose last
         axis is a whole number of blocks' little-endian bytes.  Leading axes may have any strides.
     type : GGMLType or int
@@ -180,7 +179,7 @@ def _compiled() -> ModuleType | Exception:
     of any dtype in `DTYPES`, both C-contiguous, for any n.  They release the GIL.
     """
     try:
-        return importlib.import_module(".compiled", __package__)
+        return importlib.import_module(".numba", __package__)
     except Exception as error:  # whatever a package of compiled code may raise where it does not fit the system
         return error
 
@@ -252,8 +251,7 @@ def _plan(type_: GGMLType, target: np.dtype[Any], backend: Backend) -> _Plan:
     if layout.is_plain:
         function = _PLAIN_KERNELS.get((layout.dtype, target))
         return _Plan(layout, function and _without_stream(function), target, _PLAIN, _PLAIN)
-    from . import iquants, kquants, simple  # noqa: F401  # they register their kernels
-    from .registry import KERNELS
+    from .numpy import KERNELS
 
     entry = KERNELS[type_]
     return _Plan(layout, _without_stream(entry.function), _FLOAT32, entry.chunk, entry.chunk)

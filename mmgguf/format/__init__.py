@@ -1,0 +1,1 @@
+"""Bytes ↔ header, as the GGUF specification says; `header` tells the format."""

@@ -1,0 +1,118 @@
+"""What must hold of the tensor infos of a file: whole blocks, alignment, inside the file, no overlaps.
+
+The rules are stated twice on purpose: `is_sound` tries all tensors at once and knows only yes or perhaps not;
+`check_data` goes through them one by one and words the error.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Final
+
+import numpy as np
+
+from ..errors import FormatError, TruncatedError, shown
+from ..types import LAYOUTS, GGMLType
+from .header import Header, TensorInfo
+
+__all__ = ["check_data", "is_sound"]
+
+#: ggml keeps ``ne`` and sizes in int64, numpy in ssize_t.
+_MAX_INT: Final = (1 << 63) - 1
+#: Block size and type size by id.
+_SIZES: Final[dict[int, tuple[int, int]]] = {int(t): (row.block_size, row.type_size) for t, row in LAYOUTS.items()}
+#: The same as tables for numpy, by id; 0 where there is no such type.
+_BLOCK_SIZES: Final = np.zeros(max(_SIZES) + 1, np.int64)
+_TYPE_SIZES: Final = np.zeros(max(_SIZES) + 1, np.int64)
+for _id, _row in _SIZES.items():
+    _BLOCK_SIZES[_id], _TYPE_SIZES[_id] = _row
+
+
+def is_sound(header: Header, stored: list[list[bytes]], size: int) -> bool:
+    """Whether `check_data` will certainly find nothing wrong in a file of `size` bytes: all tensors at once, in numpy.
+
+    `stored` has the bytes that follow n_dims in each tensor info, by n_dims.  False also where only numbers of any
+    size could tell.
+    """
+    order, ne = (">" if header.byte_order == "big" else "<"), header.length_size
+    starts, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for n_dims, infos in enumerate(stored):
+        if not infos:
+            continue
+        fields = [("ne", f"{order}u{ne}", (n_dims,)), ("type", f"{order}u4"), ("offset", f"{order}u8")]
+        table = np.frombuffer(b"".join(infos), fields)
+        types, shapes = table["type"], table["ne"]
+        if types.max() >= len(_BLOCK_SIZES) or table["offset"].max() > size:
+            return False
+        block_size = _BLOCK_SIZES[types]
+        # As floats these cannot overflow, and up to 2**48 they are exact.
+        elements = shapes.prod(axis=1, dtype=np.float64)
+        if elements.max() > 1 << 48 or not elements.all() or not block_size.all():
+            return False
+        if n_dims and (shapes[:, 0] % block_size.astype(np.uint64)).any():
+            return False
+        if not n_dims and (block_size > 1).any():
+            return False
+        starts.append(table["offset"].astype(np.int64))
+        sizes.append(elements.astype(np.int64) // block_size * _TYPE_SIZES[types])
+    start = np.concatenate(starts)
+    by_place = start.argsort()
+    start, end = start[by_place], (start + np.concatenate(sizes))[by_place]
+    return bool(
+        not len(start)
+        or (
+            (start % header.alignment == 0).all()
+            and (start[1:] >= end[:-1]).all()
+            and end[-1] <= size - header.data_offset
+        )
+    )
+
+
+def check_data(header: Header, size: int) -> None:
+    """In a file of `size` bytes, every tensor has whole blocks, is aligned, lies inside and overlaps no other."""
+    available = max(size - header.data_offset, 0)
+    furthest, in_order = 0, True
+    for info in header.tensors.values():
+        ne, offset = info.ne, info.offset
+        if offset % header.alignment:
+            text = f"offset {offset} is not a multiple of the alignment {header.alignment}"
+            raise FormatError(problem(header, info, text))
+        nbytes = 0
+        if (sizes := _SIZES.get(info.type)) is not None:
+            block_size, type_size = sizes
+            row = ne[0] if ne else 1
+            if row % block_size:
+                type_name = GGMLType(info.type).name
+                text = f"row of {row} elements is not a multiple of {type_name}'s block size {block_size}"
+                raise FormatError(problem(header, info, text))
+            nbytes = math.prod(ne) // block_size * type_size
+            # An empty tensor too: numpy refuses shapes whose other dimensions alone are too large, as float64 too.
+            if not nbytes and math.prod(n for n in ne if n) * max(type_size, 8) > _MAX_INT:
+                raise FormatError(problem(header, info, f"dimensions {ne} are beyond 64 bits"))
+        if offset + nbytes > available:
+            needed = header.data_offset + offset + nbytes
+            text = f"dimensions {ne} at offset {offset}: needs {needed} bytes, file has {size}: download incomplete?"
+            raise TruncatedError(problem(header, info, text))
+        if nbytes:
+            in_order = in_order and offset >= furthest
+            furthest = max(furthest, offset + nbytes)
+    if not in_order:
+        check_overlaps(header)
+
+
+def check_overlaps(header: Header) -> None:
+    """No two tensors share bytes."""
+    sized = (info for info in header.tensors.values() if info.type in _SIZES and info.nbytes)
+    for info, other in itertools.pairwise(sorted(sized, key=lambda info: (info.offset, info.nbytes, info.name))):
+        end = info.offset + info.nbytes
+        if other.offset < end:
+            text = f"begins at offset {other.offset}, inside {shown(info.name)}, which ends at {end}"
+            raise FormatError(problem(header, other, text))
+
+
+def problem(header: Header, info: TensorInfo, text: str) -> str:
+    """A message about a tensor, with the place of its info."""
+    positions = zip(header.tensors, header.info_positions(), strict=False)
+    position = next(position for name, position in positions if name == info.name)
+    return f"{shown(info.name)}: {text} (tensor info at byte {position})"

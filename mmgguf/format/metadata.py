@@ -1,0 +1,327 @@
+"""Metadata: a Mapping of typed values in file order, whose arrays are lazy.
+
+Numbers, bools and strings are Python values.  Arrays of numbers and bools are read-only numpy arrays, views of the
+mapping where there is one; arrays of strings are `StringArray`, which decodes what is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, Self, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ClosedError, MetadataTypeError, NameNotFoundError, shown
+from ..types import ByteOrder, ValueType
+from .strings import Chain, StringArray
+from .values import NUMBERS, TypedValue
+
+__all__ = ["ArrayInfo", "ArraySource", "Metadata", "RetainedArrays", "Section", "TypedMapping"]
+
+DEFAULT_MAX_ARRAY_SIZE = 1024
+T = TypeVar("T")
+_MISSING: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayInfo:
+    """Where a metadata array lies.
+
+    Attributes
+    ----------
+    element_type : ValueType
+        Type of the elements; never ARRAY.
+    count : int
+        Number of elements.
+    offset : int
+        Byte in the file where the first element begins (for strings: its length).
+    nbytes : int
+        Bytes that all elements take.
+    """
+
+    element_type: ValueType
+    count: int
+    offset: int
+    nbytes: int
+
+
+class ArraySource(Protocol):
+    """Where the bytes of metadata arrays come from."""
+
+    def region(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """The bytes at `offset` of the file, shape (nbytes,)."""
+
+
+class RetainedArrays:
+    """The bytes of arrays kept in memory, for headers that were read from a stream."""
+
+    __slots__ = ("_regions",)
+
+    def __init__(self) -> None:
+        self._regions: dict[int, bytes] = {}
+
+    def keep(self, offset: int, data: bytes) -> None:
+        self._regions[offset] = data
+
+    def region(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        # An empty array may share its offset with the one that follows it.
+        return np.frombuffer(self._regions[offset] if nbytes else b"", np.uint8)
+
+
+class TypedMapping(Mapping[str, Any]):
+    """Getters that check the type of a value: a wrong type raises, never a silent zero.
+
+    Each takes a key and optionally a default for a missing key.  Without one, a missing key raises
+    `NameNotFoundError`; a value of another type raises `MetadataTypeError` in either case.
+    """
+
+    __slots__ = ()
+
+    def _full_key(self, key: str) -> str:
+        return key
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another mapping has the same keys and equal values, whatever their order and stored types."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self.keys() == other.keys() and all(_equal(value, other[key]) for key, value in self.items())
+
+    __hash__ = None  # type: ignore[assignment]  # as for any container that compares by value
+
+    def __copy__(self) -> Self:
+        return self  # nothing in it can be changed
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} is not pickled: send the file, or dict() of it")
+
+    @overload
+    def get_int(self, key: str) -> int: ...
+    @overload
+    def get_int(self, key: str, default: T) -> int | T: ...
+    def get_int(self, key: str, default: Any = _MISSING) -> Any:
+        """An integer of any width and sign."""
+        return self._typed(key, int, "an integer", default)
+
+    @overload
+    def get_float(self, key: str) -> float: ...
+    @overload
+    def get_float(self, key: str, default: T) -> float | T: ...
+    def get_float(self, key: str, default: Any = _MISSING) -> Any:
+        """A float; an integer is taken too, since writers store whole numbers as either."""
+        return self._typed(key, (float, int), "a float", default, float)
+
+    @overload
+    def get_bool(self, key: str) -> bool: ...
+    @overload
+    def get_bool(self, key: str, default: T) -> bool | T: ...
+    def get_bool(self, key: str, default: Any = _MISSING) -> Any:
+        """A bool."""
+        return self._typed(key, bool, "a bool", default)
+
+    @overload
+    def get_str(self, key: str) -> str: ...
+    @overload
+    def get_str(self, key: str, default: T) -> str | T: ...
+    def get_str(self, key: str, default: Any = _MISSING) -> Any:
+        """A string."""
+        return self._typed(key, str, "a string", default)
+
+    @overload
+    def get_array(self, key: str) -> npt.NDArray[Any] | StringArray: ...
+    @overload
+    def get_array(self, key: str, default: T) -> npt.NDArray[Any] | StringArray | T: ...
+    def get_array(self, key: str, default: Any = _MISSING) -> Any:
+        """An array: a numpy array of shape (n,), or a `StringArray`."""
+        return self._typed(key, (np.ndarray, StringArray), "an array", default)
+
+    def _typed(
+        self,
+        key: str,
+        types: type | tuple[type, ...],
+        wanted: str,
+        default: Any,
+        convert: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        try:
+            value = self[key]
+        except KeyError:
+            if default is _MISSING:
+                raise
+            return default
+        if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+            raise MetadataTypeError(f"{shown(self._full_key(key))}: {wanted} was asked for, got {_describe(value)}")
+        return value if convert is None else convert(value)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return bool(np.array_equal(a, b))
+    return bool(a == b)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {len(value)} {value.dtype}"
+    if isinstance(value, StringArray):
+        return f"an array of {len(value)} strings"
+    return f"the {type(value).__name__} {value!r:.60}"
+
+
+class Metadata(TypedMapping):
+    """The key-value pairs of a file, in its order.
+
+    Parameters
+    ----------
+    values : dict
+        By key: a Python value, or an `ArrayInfo`.
+    types : dict
+        By key: its `ValueType`.
+    chain : Chain
+        How the file stores strings.
+    source : ArraySource, optional
+        Gives the bytes of arrays.
+    """
+
+    __slots__ = ("_arrays", "_chain", "_source", "_types", "_values")
+
+    def __init__(
+        self,
+        values: dict[str, Any],
+        types: dict[str, ValueType],
+        chain: Chain,
+        source: ArraySource | None = None,
+    ) -> None:
+        self._values = values
+        self._types = types
+        self._chain = chain
+        self._source = source
+        self._arrays: dict[str, Any] = {}
+
+    @property
+    def byte_order(self) -> ByteOrder:
+        """Byte order of the file, and of the numpy arrays."""
+        return self._chain.byte_order
+
+    def bind(self, source: ArraySource | None) -> None:
+        """Take the bytes of arrays from `source` from now on; None closes them off."""
+        self._source = source
+        self._arrays = {}
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            value = self._values[key]
+        except KeyError:
+            raise NameNotFoundError(f"no metadata key {shown(key, quoted=True)}") from None
+        if not isinstance(value, ArrayInfo):
+            return value
+        array = self._arrays.get(key)
+        if array is None:
+            array = self._arrays[key] = self._load(key, value)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __repr__(self) -> str:
+        return f"<Metadata of {len(self)} keys>"
+
+    def _load(self, key: str, info: ArrayInfo) -> npt.NDArray[Any] | StringArray:
+        if self._source is None:
+            raise ClosedError(f"{shown(key)}: the file is closed")
+        data = self._source.region(info.offset, info.nbytes)
+        if info.element_type is ValueType.STRING:
+            return StringArray(data, info.count, self._chain)
+        if info.element_type is ValueType.BOOL:
+            # The specification has 0 and 1, ggml takes any non-zero byte as true, numpy trusts the bytes.
+            array = data.view(np.bool_) if not (data > 1).any() else data != 0
+        else:
+            array = data.view(NUMBERS[info.element_type].stored(self.byte_order))
+        array.flags.writeable = False
+        return array
+
+    def type_of(self, key: str) -> ValueType:
+        """The type that a value is stored as."""
+        if key not in self._types:
+            raise NameNotFoundError(f"no metadata key {shown(key, quoted=True)}")
+        return self._types[key]
+
+    def array_info(self, key: str) -> ArrayInfo | None:
+        """Element type, length and place of an array, without touching it; None for other values."""
+        self.type_of(key)
+        value = self._values[key]
+        return value if isinstance(value, ArrayInfo) else None
+
+    def typed(self, key: str) -> TypedValue:
+        """A value with the type that it is stored as, ready for `mmgguf.write`."""
+        info = self.array_info(key)
+        return TypedValue(self[key], self._types[key], info.element_type if info else None)
+
+    def section(self, prefix: str) -> Section:
+        """The keys that begin with `prefix`, without it."""
+        return Section(self, prefix)
+
+    def to_dict(self, max_array_size: int = DEFAULT_MAX_ARRAY_SIZE) -> dict[str, Any]:
+        """Plain data that `json` takes.
+
+        Parameters
+        ----------
+        max_array_size : int, default 1024
+            Longer arrays are summarised as ``{"type": "STRING", "length": 128256}``, and not touched.  Negative:
+            no limit.  0 means the default.
+
+        Returns
+        -------
+        dict
+            Arrays as lists.  Floats may be NaN or infinite; strings may have surrogates for bytes that are not UTF-8.
+        """
+        limit = max_array_size or DEFAULT_MAX_ARRAY_SIZE
+        result: dict[str, Any] = {}
+        for key, value in self._values.items():
+            if not isinstance(value, ArrayInfo):
+                result[key] = value
+            elif 0 <= limit < value.count:
+                result[key] = {"type": value.element_type.name, "length": value.count}
+            else:
+                array = self[key]
+                result[key] = list(array) if isinstance(array, StringArray) else array.tolist()
+        return result
+
+
+class Section(TypedMapping):
+    """A `Metadata` narrowed to the keys with one prefix, which is dropped."""
+
+    __slots__ = ("_metadata", "prefix")
+
+    def __init__(self, metadata: Metadata, prefix: str) -> None:
+        self._metadata = metadata
+        self.prefix = prefix
+
+    def _full_key(self, key: str) -> str:
+        return self.prefix + key
+
+    def __getitem__(self, key: str) -> Any:
+        return self._metadata[self.prefix + key]
+
+    def __iter__(self) -> Iterator[str]:
+        cut = len(self.prefix)
+        return (key[cut:] for key in self._metadata if key.startswith(self.prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self.prefix + key in self._metadata
+
+    def __repr__(self) -> str:
+        return f"<Section {shown(self.prefix, quoted=True)} of {len(self)} keys>"

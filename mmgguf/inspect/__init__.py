@@ -1,0 +1,1 @@
+"""Look into files: findings, digests, differences and statistics as data, never printed."""

@@ -1,0 +1,274 @@
+"""What is in a file, whatever way it lies there: digests of it, and how it differs from another's."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import shown
+from ..file import GGUFFile, open
+from ..format.header import TensorInfo
+from ..format.metadata import Metadata
+from ..format.strings import StringArray, encode
+from ..format.values import encode_string, encode_value
+from ..selection import Progress
+from ..tensor import Tensor
+from ..types import GGMLType
+
+__all__ = ["Difference", "Digests", "compare", "digest", "stored_chunks"]
+
+#: Bytes of data that are looked at together: what fits a core's second-level cache.
+CHUNK_SIZE: Final = 512 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One way in which two files differ.
+
+    Attributes
+    ----------
+    kind : {"metadata", "tensor"}
+        What differs.
+    change : {"added", "removed", "changed", "unknown"}
+        From the first file to the second.  Unknown: both have a tensor of the same shape and of a ggml type whose size
+        is not known, so that its data cannot be compared.
+    name : str
+        The key or the tensor's name, as stored in the file.
+    message : str
+        What exactly, for people; printable.
+    """
+
+    kind: Literal["metadata", "tensor"]
+    change: Literal["added", "removed", "changed", "unknown"]
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Digests of a model's logical content.
+
+    Attributes
+    ----------
+    algorithm : str
+        Its name in `hashlib`.
+    file : str or None
+        Of the whole: metadata and tensors.  None if a tensor has no digest.
+    tensors : dict
+        By name: of a tensor's data, in hexadecimal; None for an unknown ggml type.
+    """
+
+    algorithm: str
+    file: str | None
+    tensors: dict[str, str | None]
+
+
+def stored_chunks(tensor: Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """A tensor's data in whole blocks: the number of the first one, and bytes."""
+    type_size, nbytes = tensor.layout.type_size, tensor.nbytes
+    step = max(1, CHUNK_SIZE // type_size)
+    count = nbytes // type_size
+    for first in range(0, count, step):
+        size = min(step, count - first) * type_size
+        yield first, tensor.storage.region(tensor.file_offset + first * type_size, size)
+
+
+def _is_layout(key: str) -> bool:
+    """Whether a metadata key tells how the content lies in files, and is no part of it."""
+    return key == "general.alignment" or key.startswith("split.")
+
+
+def _encoded(metadata: Metadata, key: str) -> bytes:
+    """Type and value of a metadata key, as a little-endian file of version 3 stores them."""
+    typed = metadata.typed(key)
+    return typed.type.to_bytes(4, "little") + encode_value(typed, "little", key)
+
+
+# ---------------------------------------------------------------- digests
+
+
+def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Progress | None = None) -> Digests:
+    """Digests of the tensors and of the whole, independent of how they lie in the file.
+
+    A tensor's digest is of its data as a little-endian file stores it, without padding.  The file's is of the logical
+    content: all metadata but ``general.alignment`` and ``split.*`` in the order of keys (each as a little-endian file
+    of version 3 stores key, type and value), then all tensors in the order of names (name, number of dimensions,
+    ``ne`` and ggml type as a tensor info stores them, and the tensor's digest).  Version, byte order, alignment,
+    offsets, the order in the file and the distribution over shards do not change it, nor does whether a FLOAT32 value
+    that is a NaN is a signalling one: as a Python value it is not.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; of a split model any shard.
+    algorithm : str, default "sha256"
+        Any of `hashlib` whose digests have one length.
+    progress : callable, optional
+        Called with the bytes of tensors that are done and the bytes in all.
+
+    Returns
+    -------
+    Digests
+        In hexadecimal.
+
+    Raises
+    ------
+    ValueError
+        `hashlib` has no such algorithm, or its digests have any length.
+    GGUFError, OSError
+        The file cannot be opened, or changed meanwhile.
+    """
+    import hashlib
+
+    empty = hashlib.new(algorithm)
+    if not empty.digest_size:
+        raise ValueError(f"algorithm {algorithm!r} has digests of any length, not of one")
+    whole = empty.copy()
+    tensors: dict[str, str | None] = {}
+    with open(path, backend="read") as f:
+        known = {name: t for name, t in f.items() if isinstance(t.type, GGMLType)}
+        total, done = sum(t.nbytes for t in known.values()), 0
+        for key in sorted(f.metadata, key=encode):
+            if not _is_layout(key):
+                whole.update(encode_string(key, "little", "") + _encoded(f.metadata, key))
+        for name in sorted(f, key=encode):
+            if name not in known:
+                tensors[name] = None
+                continue
+            tensor = known[name]
+            one = empty.copy()  # looking the algorithm up takes longer than a small tensor
+            for _, chunk in stored_chunks(tensor):
+                one.update(_little(chunk, tensor).data)
+                done += chunk.nbytes
+                if progress is not None:
+                    progress(done, total)
+            tensors[name] = one.hexdigest()
+            numbers = struct.pack(f"<I{len(tensor.ne)}QI", len(tensor.ne), *tensor.ne, tensor.type)
+            whole.update(encode_string(name, "little", "") + numbers + one.digest())
+        complete = len(known) == len(f)
+        return Digests(algorithm, whole.hexdigest() if complete else None, {name: tensors[name] for name in f})
+
+
+def _little(chunk: npt.NDArray[np.uint8], tensor: Tensor) -> npt.NDArray[np.uint8]:
+    """Bytes of blocks as a little-endian file has them."""
+    if tensor.byte_order == "little":
+        return chunk
+    layout = tensor.layout
+    dtype = np.dtype(f"u{layout.type_size}") if layout.is_plain else layout.dtype
+    return chunk.view(dtype).byteswap().view(np.uint8)
+
+
+# ---------------------------------------------------------------- compare
+
+
+def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], progress: Progress | None = None) -> list[Difference]:
+    """How the metadata and the tensors of two files differ.
+
+    Metadata differs in type or value, tensors in ggml type, shape or data.  Version, byte order, alignment, offsets,
+    order and the distribution over shards do not matter, nor do ``general.alignment`` and ``split.*``, which only
+    state them: two files differ if their `digest` does.
+
+    Parameters
+    ----------
+    a, b : path-like
+        The files; of split models any shard.
+    progress : callable, optional
+        Called with the bytes of tensors that were compared and the bytes in all.
+
+    Returns
+    -------
+    list of Difference
+        What was removed or changed in the order of `a`, then what was added in the order of `b`: metadata first.
+
+    Raises
+    ------
+    GGUFError, OSError
+        A file cannot be opened, or changed meanwhile.
+    """
+    with open(a, backend="read") as first, open(b, backend="read") as second:
+        return [*_compare_metadata(first.metadata, second.metadata), *_compare_tensors(first, second, progress)]
+
+
+def _compare_metadata(a: Metadata, b: Metadata) -> Iterator[Difference]:
+    for key in a:
+        if _is_layout(key):
+            continue
+        if key not in b:
+            yield Difference("metadata", "removed", key, _show_value(a, key))
+        elif _encoded(a, key) != _encoded(b, key):
+            yield Difference("metadata", "changed", key, _show_change(a, b, key))
+    for key in b:
+        if key not in a and not _is_layout(key):
+            yield Difference("metadata", "added", key, _show_value(b, key))
+
+
+def _show_value(metadata: Metadata, key: str) -> str:
+    info = metadata.array_info(key)
+    if info is not None:
+        return f"ARRAY of {info.count} {info.element_type.name}"
+    value = metadata[key]
+    return f"{metadata.type_of(key).name} {shown(value, quoted=True) if isinstance(value, str) else value}"
+
+
+def _show_change(a: Metadata, b: Metadata, key: str) -> str:
+    before, after = _show_value(a, key), _show_value(b, key)
+    if before != after:
+        return f"{before} → {after}"
+    ours, theirs = a[key], b[key]
+    if not isinstance(ours, StringArray | np.ndarray):
+        return f"{before}, in a part that is not shown"
+    at = next(
+        (i for i, (x, y) in enumerate(zip(ours, theirs, strict=True)) if x != y and not (x != x and y != y)), None
+    )
+    if at is None:
+        return f"{before}: NaNs of other bits"
+    x, y = ((shown(str(v), quoted=isinstance(v, str))) for v in (ours[at], theirs[at]))
+    return f"{before}: element {at} is {x} → {y}"
+
+
+def _compare_tensors(a: GGUFFile, b: GGUFFile, progress: Progress | None) -> Iterator[Difference]:
+    same = [name for name in a if name in b and _show_info(a[name].info) == _show_info(b[name].info)]
+    total = sum(a[name].nbytes for name in same if isinstance(a[name].type, GGMLType))
+    done = 0
+    for name in a:
+        ours = a[name]
+        if name not in b:
+            yield Difference("tensor", "removed", name, _show_info(ours.info))
+            continue
+        theirs = b[name]
+        before, after = _show_info(ours.info), _show_info(theirs.info)
+        if before != after:
+            yield Difference("tensor", "changed", name, f"{before} → {after}")
+            continue
+        if not isinstance(ours.type, GGMLType):
+            yield Difference("tensor", "unknown", name, f"{before}: data of unknown size, not compared")
+            continue
+        count, where = 0, None
+        size = ours.layout.type_size
+        for (first, x), (_, y) in zip(stored_chunks(ours), stored_chunks(theirs), strict=True):
+            x, y = _little(x, ours), _little(y, theirs)
+            if not np.array_equal(x, y):
+                differ = (x.reshape(-1, size) != y.reshape(-1, size)).any(axis=1)
+                where = first + int(differ.argmax()) if where is None else where
+                count += int(np.count_nonzero(differ))
+            done += x.nbytes
+            if progress is not None:
+                progress(done, total)
+        if count:
+            what = "values" if ours.layout.is_plain else "blocks"
+            text = f"{before}: {count} of {ours.nbytes // size} {what} differ, the first is {where}"
+            yield Difference("tensor", "changed", name, text)
+    for name in b:
+        if name not in a:
+            yield Difference("tensor", "added", name, _show_info(b[name].info))
+
+
+def _show_info(info: TensorInfo) -> str:
+    type_name = info.type.name if isinstance(info.type, GGMLType) else f"unknown type {info.type}"
+    return f"{type_name} {info.shape}"

@@ -1,0 +1,423 @@
+"""One file of a model as memory: mapped, or read on request.
+
+Lifetimes.  `MappedFile` makes one read-only uint8 array over the whole mapping with `np.frombuffer`, and everything
+handed out is a view of that array.  A view keeps the mapping alive, so closing never pulls memory from under it, and
+the mapping goes away with the last view.  Two shorter ways are traps: arrays made with ``np.ndarray(buffer=mmap)`` do
+not hold the mapping, and crash the interpreter after `mmap.close`; `np.memmap` runs Python code on every slice.
+
+What mapping cannot give is safety from another process that truncates the file: touching the lost pages ends the
+process with SIGBUS.  Each access compares the file's size with the one at opening, which catches a file that has
+already changed; `ReadFile` turns a change at any time into an exception.
+
+Advice to the kernel (prefetch, release, access pattern) changes speed, never results.  Where the system does not know a
+call, or refuses it, it does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import mmap
+import os
+import stat
+import sys
+import threading
+import weakref
+from typing import Any, Final, Literal, NoReturn, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ClosedError, FileChangedError
+
+__all__ = [
+    "Access",
+    "Backend",
+    "Descriptor",
+    "Identity",
+    "MappedFile",
+    "Mode",
+    "ReadFile",
+    "StorageFile",
+    "open_descriptor",
+    "open_same",
+    "open_storage",
+    "read_at",
+    "require_identity",
+]
+
+Backend = Literal["mmap", "read"]
+Mode = Literal["r", "c"]
+Access = Literal["normal", "sequential", "random"]
+Shape = tuple[int, ...]
+#: What tells whether a file is still the same: its size and the time of its last change in nanoseconds.
+Identity = tuple[int, int]
+
+PAGE: Final = mmap.PAGESIZE
+#: Older versions of Python lack the name; the number is that of these machines.
+_NO_RESERVE: Final[int] = getattr(
+    mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64") else 0
+)
+
+
+class Descriptor(int):
+    """A file descriptor that is closed with the last reference to it.
+
+    A thread that is reading while another closes the file reads on: were the number free meanwhile, the next file
+    that is opened anywhere would get it, and be read in place of this one.
+    """
+
+    def __del__(self) -> None:
+        os.close(self)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # A copy would close the number a second time, when it may be another file's.
+        raise TypeError("an open file is not copied or pickled: send the GGUFFile or the Tensor")
+
+
+def open_descriptor(path: str | os.PathLike[str]) -> Descriptor:
+    """Open a regular file for reading and give its descriptor.
+
+    Raises
+    ------
+    OSError
+        What the system says; and for a directory, pipe or device, at once instead of waiting for a writer.
+    """
+    name = os.fspath(path)
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    # A pipe is opened without waiting for its other end, and a terminal without becoming ours.
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    try:
+        descriptor = Descriptor(os.open(name, flags))
+    except ValueError:  # a NUL, or a character that file names cannot have
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        raise OSError(errno.EINVAL, "Not a regular file", name)
+    return descriptor
+
+
+class StorageFile:
+    """An open file from which arrays are taken; the base of `MappedFile` and `ReadFile`.
+
+    Parameters
+    ----------
+    descriptor : Descriptor
+        Of the file, open for reading; `close` drops it.
+    path : str
+        Where it was opened: for messages, and to find it again from another process.
+    mode : {"r", "c"}
+        ``"r"``: arrays are read-only.  ``"c"``: they are writable, and the file never changes.
+
+    Attributes
+    ----------
+    absolute_path : str
+        The path, independent of later changes of the working directory.
+    identity : tuple of int
+        Size in bytes and time of the last change at opening.
+    """
+
+    backend: Backend
+    __slots__ = ("__weakref__", "_descriptor", "absolute_path", "identity", "mode", "path")
+
+    def __init__(self, descriptor: Descriptor, path: str, mode: Mode) -> None:
+        self.path = path
+        self.absolute_path = os.path.abspath(path)
+        self.mode: Mode = mode
+        status = os.fstat(descriptor)
+        self.identity: Identity = (status.st_size, status.st_mtime_ns)
+        self._descriptor: Descriptor | None = descriptor
+
+    @property
+    def size(self) -> int:
+        """Size of the file in bytes at opening."""
+        return self.identity[0]
+
+    def array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """The array stored at byte `offset`; its end must lie inside the file (the header's checks saw to it).
+
+        Raises
+        ------
+        ClosedError
+            The file was closed.
+        FileChangedError
+            The file has another size than at opening.
+        """
+        raise NotImplementedError
+
+    def region(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """The bytes at `offset` as a uint8 array, shape (nbytes,)."""
+        return self.array(offset, (nbytes,), np.dtype(np.uint8))
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The open file descriptor, which stays open as long as it is held; raises `ClosedError` after `close`."""
+        descriptor = self._descriptor
+        if descriptor is None:
+            raise ClosedError(f"{self.path}: the file is closed")
+        return descriptor
+
+    def require_unchanged(self) -> None:
+        """Raise `FileChangedError` if the file has grown or shrunk since it was opened."""
+        # lseek takes a third of fstat's time, which makes a record.  Where there is pread, nobody uses the position.
+        descriptor = self.descriptor
+        size = os.lseek(descriptor, 0, os.SEEK_END) if hasattr(os, "pread") else os.fstat(descriptor).st_size
+        if size != self.identity[0]:
+            raise FileChangedError(
+                f"{self.path}: had {self.size} bytes when it was opened, has {size} now: open it again"
+            )
+
+    def advise(self, access: Access) -> None:
+        """Tell the kernel how the file will be read."""
+        self._fadvise(f"POSIX_FADV_{access.upper()}", 0, self.size)
+
+    def prefetch(self, offset: int, nbytes: int) -> None:
+        """Ask the kernel to start reading a range into the page cache; does not wait."""
+        self._fadvise("POSIX_FADV_WILLNEED", offset, nbytes)
+
+    def wait(self, offset: int, nbytes: int) -> None:
+        """Return when a range is in the page cache."""
+        scratch = memoryview(bytearray(min(nbytes, 1 << 20)))
+        for start in range(offset, offset + nbytes, len(scratch) or 1):
+            read_at(self.descriptor, scratch[: offset + nbytes - start], start)
+
+    def release(self, offset: int, nbytes: int) -> None:
+        """Let go of the whole pages of a range: from this process, and from the page cache unless others use them."""
+        self._fadvise("POSIX_FADV_DONTNEED", offset, nbytes)
+
+    def resident(self, offset: int, nbytes: int) -> int:
+        """Bytes of a range in the page cache; 0 where the system cannot tell."""
+        self.require_unchanged()
+        if not nbytes:
+            return 0
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        length = offset + nbytes - start
+        mapping = mmap.mmap(self.descriptor, length, access=mmap.ACCESS_READ, offset=start)
+        return _resident(np.frombuffer(mapping, np.uint8), offset - start, nbytes)
+
+    def lock(self) -> None:
+        """Keep the file in memory, as far as the backend can."""
+
+    def _fadvise(self, advice: str, offset: int, nbytes: int) -> None:
+        if hasattr(os, "posix_fadvise") and nbytes:
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self.descriptor, offset, nbytes, getattr(os, advice))
+
+    def close(self) -> None:
+        """Close the descriptor and drop the mapping; arrays handed out before stay valid, and reads are completed."""
+        self._descriptor = None
+
+
+class MappedFile(StorageFile):
+    """Arrays are zero-copy views of the mapped file."""
+
+    backend = "mmap"
+    __slots__ = ("_base", "_mapping")
+
+    def __init__(self, descriptor: Descriptor, path: str, mode: Mode) -> None:
+        super().__init__(descriptor, path, mode)
+        # Keeps mmap from duplicating the descriptor, which would stay open as long as the views live.
+        has_trackfd = sys.version_info >= (3, 13) and sys.platform != "win32"
+        options: dict[str, Any] = {"trackfd": False} if has_trackfd else {}
+        if mode == "c" and _NO_RESERVE:
+            # Otherwise Linux refuses a file larger than memory, though only pages that are written to need any.
+            options |= {"flags": mmap.MAP_PRIVATE | _NO_RESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+        else:
+            options["access"] = mmap.ACCESS_COPY if mode == "c" else mmap.ACCESS_READ
+        try:
+            mapping = mmap.mmap(descriptor, self.size, **options)
+        except ValueError as error:  # of no bytes, or of more than there are by now
+            raise FileChangedError(f"{path}: was cut off after it was opened ({error})") from None
+        self._mapping: mmap.mmap | None = mapping
+        self._base: npt.NDArray[np.uint8] | None = np.frombuffer(mapping, np.uint8)
+
+    @property
+    def base(self) -> npt.NDArray[np.uint8]:
+        """The whole file as one uint8 array, shape (size,)."""
+        if self._base is None:
+            raise ClosedError(f"{self.path}: the file is closed")
+        return self._base
+
+    def array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        # `require_unchanged` and `base`, spelled out: this is what every access to a tensor waits for.
+        base, descriptor = self._base, self._descriptor
+        if base is None or descriptor is None:
+            raise ClosedError(f"{self.path}: the file is closed")
+        size = len(base)
+        if os.lseek(descriptor, 0, os.SEEK_END) != size:
+            self.require_unchanged()
+        # The buffer is the base array, not the mapping: the array holds the one, and that one holds the other.
+        # An empty tensor may lie past the last byte, in padding that was left out; numpy takes no such offset.
+        return np.ndarray(shape, dtype, base, offset if offset < size else size)
+
+    def advise(self, access: Access) -> None:
+        super().advise(access)
+        self._madvise(f"MADV_{access.upper()}", 0, self.size)
+
+    def prefetch(self, offset: int, nbytes: int) -> None:
+        self._madvise("MADV_WILLNEED", offset - offset % PAGE, nbytes + offset % PAGE)
+
+    def wait(self, offset: int, nbytes: int) -> None:
+        self.require_unchanged()
+        # One byte of each page, so that the pages are in this process's tables as well.
+        np.add.reduce(self.base[offset : offset + nbytes : PAGE])
+
+    def release(self, offset: int, nbytes: int) -> None:
+        # In whole pages, so that neighbours are left alone; and never changes that somebody made copy-on-write.
+        start, end = -(-offset // PAGE) * PAGE, offset + nbytes
+        if end < self.size:
+            end -= end % PAGE
+        if self.mode == "r" and start < end:
+            self._madvise("MADV_DONTNEED", start, end - start)
+        super().release(offset, nbytes)
+
+    def resident(self, offset: int, nbytes: int) -> int:
+        return _resident(self.base, offset, nbytes)
+
+    def lock(self) -> None:
+        libc = _libc()
+        if libc is not None and libc.mlock(_address(self.base), ctypes.c_size_t(self.size)):
+            code = ctypes.get_errno()
+            raise OSError(code, f"cannot lock {self.size} bytes in memory: {os.strerror(code)}", self.path)
+
+    def _madvise(self, advice: str, offset: int, nbytes: int) -> None:
+        if self._mapping is None:
+            raise ClosedError(f"{self.path}: the file is closed")
+        if hasattr(mmap, advice) and nbytes:
+            with contextlib.suppress(OSError):  # of locked pages Linux takes no MADV_DONTNEED, for one
+                self._mapping.madvise(getattr(mmap, advice), offset, nbytes)
+
+    def close(self) -> None:
+        self._base = self._mapping = None
+        super().close()
+
+
+class ReadFile(StorageFile):
+    """Arrays are read into fresh memory, each time that they are asked for."""
+
+    backend = "read"
+    __slots__ = ()
+
+    def array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        self.require_unchanged()
+        array = np.empty(shape, dtype)
+        if array.size:
+            # As bytes: a structured array has no buffer that preadv takes, and an empty one cannot be viewed as bytes.
+            buffer = array.reshape(-1).view(np.uint8).data
+            done = read_at(self.descriptor, buffer, offset)
+            if done != len(buffer):
+                raise FileChangedError(
+                    f"{self.path}: needs {len(buffer)} bytes at byte {offset}, {done} there: "
+                    "the file was cut off after it was opened"
+                )
+        array.flags.writeable = self.mode == "c"
+        return array
+
+
+def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill a writable buffer of bytes from a file, and tell how much there was."""
+    done = 0
+    while done < len(buffer):
+        if hasattr(os, "preadv"):
+            # No more at a time than macOS takes.
+            count = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], offset + done)
+        else:
+            part = _pread(descriptor, min(len(buffer) - done, 1 << 24), offset + done)
+            count = len(part)
+            buffer[done : done + count] = part
+        if not count:
+            break
+        done += count
+    return done
+
+
+#: Windows has neither preadv nor pread.  One for all files, as descriptors may share a position.
+_position: Final = threading.Lock()
+
+
+def _pread(descriptor: int, count: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    with _position:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, count)
+
+
+# ---------------------------------------------------------------- opening
+
+
+_KINDS: Final[dict[str, type[StorageFile]]] = {"mmap": MappedFile, "read": ReadFile}
+
+
+def open_storage(descriptor: Descriptor, path: str, backend: Backend, mode: Mode) -> StorageFile:
+    """The storage of a backend over an open file."""
+    return _KINDS[backend](descriptor, path, mode)
+
+
+# Tensors that were sent here one by one share a mapping for as long as any of them lives.
+_shared: weakref.WeakValueDictionary[tuple[str, Backend, Mode, Identity], StorageFile] = weakref.WeakValueDictionary()
+
+
+def open_same(path: str, backend: Backend, mode: Mode, identity: Identity) -> StorageFile:
+    """Open the very file that another process has described.
+
+    Raises
+    ------
+    FileChangedError
+        The file at that path has another size or time of change.
+    """
+    key = (path, backend, mode, identity)
+    file = _shared.get(key)
+    if file is None or os.stat(path).st_mtime_ns != identity[1]:
+        file = open_storage(open_descriptor(path), path, backend, mode)
+        require_identity(file, identity)
+        _shared[key] = file
+    return file
+
+
+def require_identity(file: StorageFile, identity: Identity) -> None:
+    """Raise `FileChangedError` if an open file is not the one with that identity."""
+    if file.identity != identity:
+        raise FileChangedError(
+            f"{file.path}: is not the file that was sent: it had {identity[0]} bytes and was changed at "
+            f"{identity[1]} ns, now {file.identity[0]} bytes and {file.identity[1]} ns"
+        )
+
+
+# ---------------------------------------------------------------- what Python's mmap does not offer
+
+
+@functools.cache
+def _libc() -> Any:
+    if sys.platform == "win32":
+        return None
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _address(array: npt.NDArray[np.uint8]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.__array_interface__["data"][0])
+
+
+def _resident(base: npt.NDArray[np.uint8], offset: int, nbytes: int) -> int:
+    """Bytes of a range of a mapping that are in the page cache, by ``mincore``."""
+    libc = _libc()
+    if not nbytes or libc is None or not hasattr(libc, "mincore"):
+        return 0
+    first, last = offset // PAGE, -(-(offset + nbytes) // PAGE)
+    pages = np.empty(last - first, np.uint8)
+    start = ctypes.c_void_p(base.__array_interface__["data"][0] + first * PAGE)
+    length = min(last * PAGE, len(base)) - first * PAGE
+    if libc.mincore(start, ctypes.c_size_t(length), _address(pages)):
+        return 0
+    pages &= 1
+    total = int(np.count_nonzero(pages)) * PAGE
+    # The first and the last page may stick out of the range.
+    if pages[0]:
+        total -= offset - first * PAGE
+    if pages[-1]:
+        total -= last * PAGE - (offset + nbytes)
+    return total
