@@ -65,7 +65,8 @@ class GGUFFile(Mapping[str, Tensor]):
     """An open model: its tensors by name, in the file's order, and its metadata.
 
     Made by `mmgguf.open`.  It may be used by many threads at once, and by the children of a ``fork``.  Pickled, it is a
-    reference: another process opens the same files, and raises `FileChangedError` if they have changed since.
+    reference: another process opens the same files, and raises `FileChangedError` if they are others by size, time of
+    the last change or digest of the header, or, on the same host, by device and inode.
 
     Parameters
     ----------
@@ -421,6 +422,7 @@ def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
         # The header was held against another size than the one that is mapped.
         file.close()
         raise FileChangedError(f"{path}: had {seeker.size} bytes when its header was read, has {file.size} now")
+    file.header_nbytes = header.nbytes
     header.metadata.bind(file)
     return Shard(path, header, file)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import mmgguf
 from mmgguf import ClosedError, FileChangedError, GGMLType
 
 from .support.cases import random_tensor
+from .support.interleave import steps, with_change_at
 from .test_file import write_split
 
 BACKENDS = pytest.mark.parametrize("backend", ["mmap", "read"])
@@ -119,11 +122,86 @@ def test_a_changed_file_is_refused(change: str, backend: Any, path: Path) -> Non
             pickle.loads(data)
 
 
+def replace_keeping_size_and_time(path: Path, content: bytes) -> None:
+    status = path.stat()
+    assert len(content) == status.st_size
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new.replace(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+def overwrite_keeping_size_and_time(path: Path, content: bytes) -> None:
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def other_data(content: bytes) -> bytes:
+    return content[:-100] + bytes(100)
+
+
+def other_header(content: bytes) -> bytes:
+    return content.replace(b"llama", b"qwen2")
+
+
+HERE, ELSEWHERE = None, b"elsewhere"
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    ("change", "content", "host", "message"),
+    [
+        (replace_keeping_size_and_time, other_header, HERE, "another header"),
+        (replace_keeping_size_and_time, other_data, HERE, "another file (device and inode)"),
+        (overwrite_keeping_size_and_time, other_header, HERE, "another header"),
+        (replace_keeping_size_and_time, other_header, ELSEWHERE, "another header"),
+        (replace_keeping_size_and_time, bytes, ELSEWHERE, None),  # an exact copy on another machine
+    ],
+)
+def test_size_and_time_alone_are_no_identity(
+    change: Any,
+    content: Any,
+    host: bytes | None,
+    message: str | None,
+    backend: Any,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with mmgguf.open(path, backend=backend) as f:
+        if host is not None:
+            monkeypatch.setattr("mmgguf.storage.local.host", lambda: host)
+        sent = [pickle.dumps(f), pickle.dumps(f["big"])]
+        monkeypatch.undo()
+        expected = checksum(f["big"])
+    alive = pickle.loads(sent[1])  # its mapping is shared only with tensors of the same file
+    change(path, content(path.read_bytes()))
+    for data in sent:
+        if message is None:
+            received = pickle.loads(data)
+            assert checksum(received if isinstance(received, mmgguf.Tensor) else received["big"]) == expected
+            continue
+        with pytest.raises(FileChangedError, match=re.escape(message)):
+            pickle.loads(data)
+    del alive
+
+
+def test_a_header_that_was_cut_off_is_not_sent(path: Path) -> None:
+    with mmgguf.open(path) as f:
+        os.truncate(path, 40)
+        with pytest.raises(FileChangedError, match="cut off"):
+            pickle.dumps(f["big"])
+
+
 def test_a_closed_file_is_not_sent(path: Path) -> None:
     f = mmgguf.open(path)
+    tensor = f["big"]
     f.close()
-    with pytest.raises(ClosedError):
-        pickle.dumps(f)
+    for what in (f, tensor):
+        with pytest.raises(ClosedError):
+            pickle.dumps(what)
 
 
 def test_a_dask_cluster(path: Path) -> None:
@@ -258,3 +336,44 @@ def test_names_that_are_not_there(path: Path) -> None:
     for method in (f.prefetch, f.release, f.resident):
         with pytest.raises(ClosedError):
             method()
+
+
+# ---------------------------------------------------------------- closing while others are at work
+
+
+CALLS: dict[str, Callable[[mmgguf.GGUFFile], object]] = {
+    "prefetch": lambda f: f.prefetch("big"),
+    "prefetch and wait": lambda f: f.prefetch("big", wait=True),
+    "release": lambda f: f.release("big"),
+    "resident": lambda f: f.resident("big"),
+    "load_file": lambda f: mmgguf.load_file(f, names="small"),
+    "dequantize_all": lambda f: list(f.dequantize_all(names="small")),
+    "data": lambda f: f["small"].data,
+    "index": lambda f: f["small"][1:3],
+    "array metadata": lambda f: f.metadata["numbers"],
+    "string metadata": lambda f: f.metadata["strings"],
+    "pickle": pickle.dumps,
+}
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", CALLS)
+def test_closing_at_any_step_of_a_call(name: str, backend: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    metadata = {"numbers": np.arange(9), "strings": ["a", "b"]}
+    mmgguf.write(path, metadata, {"big": np.zeros(9999), "small": np.arange(4)})
+    modules = (mmgguf.file, mmgguf.tensor, mmgguf.selection, mmgguf.storage.local, mmgguf.format.metadata)
+    call, outcomes = CALLS[name], set()
+    with mmgguf.open(path, backend=backend) as f:
+        every = steps(lambda: call(f), modules)
+    for step in every:
+        f = mmgguf.open(path, backend=backend)
+        try:
+            with_change_at(step, lambda f=f: call(f), f.close, modules)
+            outcomes.add("done")
+        except ClosedError:
+            outcomes.add("closed")
+        assert f.closed
+        with pytest.raises(ClosedError):
+            f.metadata["numbers"]
+    assert outcomes == {"done", "closed"}

@@ -219,9 +219,10 @@ class Metadata(TypedMapping):
             raise NameNotFoundError(f"no metadata key {shown(key, quoted=True)}") from None
         if not isinstance(value, ArrayInfo):
             return value
-        array = self._arrays.get(key)
+        arrays = self._arrays  # once: `bind` may come between, and what was read before it is not kept
+        array = arrays.get(key)
         if array is None:
-            array = self._arrays[key] = self._load(key, value)
+            array = arrays[key] = self._load(key, value)
         return array
 
     def __iter__(self) -> Iterator[str]:
@@ -237,9 +238,10 @@ class Metadata(TypedMapping):
         return f"<Metadata of {len(self)} keys>"
 
     def _load(self, key: str, info: ArrayInfo) -> npt.NDArray[Any] | StringArray:
-        if self._source is None:
+        source = self._source  # once: another thread may close the file in the next line
+        if source is None:
             raise ClosedError(f"{shown(key)}: the file is closed")
-        data = self._source.region(info.offset, info.nbytes)
+        data = source.region(info.offset, info.nbytes)
         if info.element_type is ValueType.STRING:
             return StringArray(data, info.count, self._chain)
         if info.element_type is ValueType.BOOL:

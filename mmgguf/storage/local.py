@@ -19,13 +19,14 @@ import contextlib
 import ctypes
 import errno
 import functools
+import hashlib
 import mmap
 import os
 import stat
 import sys
 import threading
 import weakref
-from typing import Any, Final, Literal, NoReturn, SupportsIndex
+from typing import Any, Final, Literal, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -52,14 +53,42 @@ Backend = Literal["mmap", "read"]
 Mode = Literal["r", "c"]
 Access = Literal["normal", "sequential", "random"]
 Shape = tuple[int, ...]
-#: What tells whether a file is still the same: its size and the time of its last change in nanoseconds.
-Identity = tuple[int, int]
-
 PAGE: Final = mmap.PAGESIZE
 #: Older versions of Python lack the name; the number is that of these machines.
 _NO_RESERVE: Final[int] = getattr(
     mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64") else 0
 )
+
+
+class Identity(NamedTuple):
+    """What tells another process whether it has opened the same file.
+
+    Size and time of the last change alone do not: copies that keep times and images with fixed times have others'.
+    Where both processes see the same file systems, the file has to be the same one; everywhere, its header the same.
+
+    Attributes
+    ----------
+    size : int
+        In bytes, at opening.
+    mtime_ns : int
+        Time of the last change at opening, in nanoseconds.
+    host : bytes
+        Digest of what names the machine and its mounted file systems: where `device` and `inode` mean something.
+    device, inode : int
+        Which file it is on that host.
+    header_nbytes : int
+        How many bytes from the start of the file `header` is the digest of.
+    header : bytes
+        BLAKE2b digest of the header, 16 bytes.
+    """
+
+    size: int
+    mtime_ns: int
+    host: bytes
+    device: int
+    inode: int
+    header_nbytes: int
+    header: bytes
 
 
 class Descriptor(int):
@@ -117,25 +146,61 @@ class StorageFile:
     ----------
     absolute_path : str
         The path, independent of later changes of the working directory.
-    identity : tuple of int
-        Size in bytes and time of the last change at opening.
+    size : int
+        Size of the file in bytes at opening.
+    header_nbytes : int
+        Length of its header, which `identity` has a digest of; set by whoever has parsed it.
     """
 
     backend: Backend
-    __slots__ = ("__weakref__", "_descriptor", "absolute_path", "identity", "mode", "path")
+    __slots__ = (
+        "__weakref__",
+        "_descriptor",
+        "_identity",
+        "_status",
+        "absolute_path",
+        "header_nbytes",
+        "mode",
+        "path",
+        "size",
+    )
 
     def __init__(self, descriptor: Descriptor, path: str, mode: Mode) -> None:
         self.path = path
         self.absolute_path = os.path.abspath(path)
         self.mode: Mode = mode
-        status = os.fstat(descriptor)
-        self.identity: Identity = (status.st_size, status.st_mtime_ns)
+        self._status = os.fstat(descriptor)
+        self.size = self._status.st_size
+        self.header_nbytes = 0
+        self._identity: Identity | None = None
         self._descriptor: Descriptor | None = descriptor
 
     @property
-    def size(self) -> int:
-        """Size of the file in bytes at opening."""
-        return self.identity[0]
+    def identity(self) -> Identity:
+        """What another process finds the file by; made when it is first asked for, as it reads the header.
+
+        Raises
+        ------
+        ClosedError
+            The file was closed.
+        FileChangedError
+            It is shorter than its header by now.
+        """
+        identity = self._identity
+        if identity is None:
+            status, nbytes = self._status, self.header_nbytes
+            digest = header_digest(self.descriptor, nbytes, self.path)
+            identity = self._identity = Identity(
+                status.st_size, status.st_mtime_ns, host(), status.st_dev, status.st_ino, nbytes, digest
+            )
+        return identity
+
+    def is_at(self, path: str) -> bool:
+        """Whether the file at `path` is the one that was opened here, unchanged as far as its status tells."""
+        now, then = os.stat(path), self._status
+        # The time of the last change of the status too: nobody can set that one back.
+        fields = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_dev", "st_ino")
+        return all(getattr(now, field) == getattr(then, field) for field in fields)
 
     def array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """The array stored at byte `offset`; its end must lie inside the file (the header's checks saw to it).
@@ -166,7 +231,7 @@ class StorageFile:
         # lseek takes a third of fstat's time, which makes a record.  Where there is pread, nobody uses the position.
         descriptor = self.descriptor
         size = os.lseek(descriptor, 0, os.SEEK_END) if hasattr(os, "pread") else os.fstat(descriptor).st_size
-        if size != self.identity[0]:
+        if size != self.size:
             raise FileChangedError(
                 f"{self.path}: had {self.size} bytes when it was opened, has {size} now: open it again"
             )
@@ -238,9 +303,10 @@ class MappedFile(StorageFile):
     @property
     def base(self) -> npt.NDArray[np.uint8]:
         """The whole file as one uint8 array, shape (size,)."""
-        if self._base is None:
+        base = self._base  # once: another thread may close the file in the next line
+        if base is None:
             raise ClosedError(f"{self.path}: the file is closed")
-        return self._base
+        return base
 
     def array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         # `require_unchanged` and `base`, spelled out: this is what every access to a tensor waits for.
@@ -285,11 +351,12 @@ class MappedFile(StorageFile):
             raise OSError(code, f"cannot lock {self.size} bytes in memory: {os.strerror(code)}", self.path)
 
     def _madvise(self, advice: str, offset: int, nbytes: int) -> None:
-        if self._mapping is None:
+        mapping = self._mapping  # once: another thread may close the file in the next line
+        if mapping is None:
             raise ClosedError(f"{self.path}: the file is closed")
         if hasattr(mmap, advice) and nbytes:
             with contextlib.suppress(OSError):  # of locked pages Linux takes no MADV_DONTNEED, for one
-                self._mapping.madvise(getattr(mmap, advice), offset, nbytes)
+                mapping.madvise(getattr(mmap, advice), offset, nbytes)
 
     def close(self) -> None:
         self._base = self._mapping = None
@@ -368,12 +435,13 @@ def open_same(path: str, backend: Backend, mode: Mode, identity: Identity) -> St
     Raises
     ------
     FileChangedError
-        The file at that path has another size or time of change.
+        The file at that path is another one, or has changed.
     """
     key = (path, backend, mode, identity)
     file = _shared.get(key)
-    if file is None or os.stat(path).st_mtime_ns != identity[1]:
+    if file is None or not file.is_at(path):
         file = open_storage(open_descriptor(path), path, backend, mode)
+        file.header_nbytes = identity.header_nbytes
         require_identity(file, identity)
         _shared[key] = file
     return file
@@ -381,11 +449,48 @@ def open_same(path: str, backend: Backend, mode: Mode, identity: Identity) -> St
 
 def require_identity(file: StorageFile, identity: Identity) -> None:
     """Raise `FileChangedError` if an open file is not the one with that identity."""
-    if file.identity != identity:
-        raise FileChangedError(
-            f"{file.path}: is not the file that was sent: it had {identity[0]} bytes and was changed at "
-            f"{identity[1]} ns, now {file.identity[0]} bytes and {file.identity[1]} ns"
+    problem = None
+    if (file.size, file._status.st_mtime_ns) != identity[:2]:
+        problem = (
+            f"it had {identity.size} bytes and was changed at {identity.mtime_ns} ns, "
+            f"now {file.size} bytes and {file._status.st_mtime_ns} ns"
         )
+    elif (found := file.identity).header != identity.header:
+        problem = "it has the same size and time, but another header"
+    elif found.host == identity.host and (found.device, found.inode) != (identity.device, identity.inode):
+        problem = "it has the same size, time and header, but is another file (device and inode), perhaps a copy"
+    if problem is not None:
+        raise FileChangedError(f"{file.path}: is not the file that was sent: {problem}")
+
+
+def header_digest(descriptor: int, nbytes: int, path: str) -> bytes:
+    """Digest of the first `nbytes` bytes of an open file, read and not mapped, in pieces of 1 MiB."""
+    digest = hashlib.blake2b(digest_size=16)
+    buffer = memoryview(bytearray(min(nbytes, 1 << 20)))
+    for start in range(0, nbytes, len(buffer) or 1):
+        piece = buffer[: nbytes - start]
+        if read_at(descriptor, piece, start) != len(piece):
+            raise FileChangedError(f"{path}: is shorter than its header of {nbytes} bytes: it was cut off")
+        digest.update(piece)
+    return digest.digest()
+
+
+@functools.cache
+def host() -> bytes:
+    """Digest of what names this machine and the file systems that this process sees.
+
+    On Linux the running kernel and the mount namespace, since containers of one kernel may have other devices for the
+    same file; elsewhere the machine's network name and address.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            name = f"{file.read().strip()} {os.stat('/proc/self/ns/mnt').st_ino}"
+    except OSError:
+        import platform
+        import uuid
+
+        name = f"{platform.node()} {uuid.getnode()}"
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 # ---------------------------------------------------------------- what Python's mmap does not offer
