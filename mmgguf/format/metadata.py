@@ -6,7 +6,7 @@ mapping where there is one; arrays of strings are `StringArray`, which decodes w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, Self, TypeVar, overload
 
@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from ..errors import ClosedError, MetadataTypeError, NameNotFoundError, shown
 from ..types import ByteOrder, ValueType
-from .strings import Chain, StringArray
-from .values import NUMBERS, TypedValue
+from .constants import MAX_KEY_SIZE
+from .strings import Chain, StringArray, decode, encode
+from .values import NUMBERS, TypedValue, encode_value, type_for
 
 __all__ = ["ArrayInfo", "ArraySource", "Metadata", "RetainedArrays", "Section", "TypedMapping"]
 
@@ -36,7 +37,8 @@ class ArrayInfo:
     count : int
         Number of elements.
     offset : int
-        Byte in the file where the first element begins (for strings: its length).
+        Byte in the file where the first element begins (for strings: its length); negative for an array that
+        `Metadata.replace` was given, which is in no file.
     nbytes : int
         Bytes that all elements take.
     """
@@ -269,6 +271,73 @@ class Metadata(TypedMapping):
         info = self.array_info(key)
         return TypedValue(self[key], self._types[key], info.element_type if info else None)
 
+    def replace(
+        self,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        remove: Iterable[str] = (),
+        rename: Mapping[str, str] | None = None,
+    ) -> Metadata:
+        """The same metadata with other values, for `mmgguf.write`; this one and the file stay as they are.
+
+        Parameters
+        ----------
+        changes : Mapping of str, optional
+            New values by key.  A key that is there keeps its place and its type; only a `TypedValue` changes the type.
+            A new key comes last, with the type that `mmgguf.write` would give it.
+        remove : iterable of str
+            Keys to leave out.
+        rename : Mapping of str to str, optional
+            New keys by old ones; place, type and value stay.
+
+        Returns
+        -------
+        Metadata
+            Arrays that were not replaced are still those of the file, and need it open.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A value that its type does not hold, a key that cannot be stored, or that would be there twice.
+        NameNotFoundError
+            A key to remove or to rename that is not there.
+
+        Examples
+        --------
+        >>> new = f.metadata.replace({"general.name": "n"}, remove=["general.url"])      # doctest: +SKIP
+        >>> mmgguf.write("b.gguf", new, f)                                              # doctest: +SKIP
+        """
+        removed, renamed = set(remove), dict(rename or {})
+        for key in (*removed, *renamed):
+            self.type_of(key)
+            if key in removed and key in renamed:
+                raise ValueError(f"{shown(key)}: cannot be removed and renamed")
+        values: dict[str, Any] = {}
+        types: dict[str, ValueType] = {}
+        source = _Overlay(self)
+        for key, value in self._values.items():
+            if key in removed:
+                continue
+            new = renamed.get(key, key)
+            if new in values or (new != key and new in self._values and new not in removed and new not in renamed):
+                raise ValueError(f"{shown(new)}: the key is there already")
+            if new != key:
+                check_key(new)
+            values[new], types[new] = value, self._types[key]
+        for key, value in (changes or {}).items():
+            where = f"metadata {shown(key, quoted=True)}"
+            typed = _retyped(value, types[key], values[key]) if key in types else type_for(key, value, where)
+            check_key(key)
+            try:
+                raw = encode_value(typed, self.byte_order, where, self._chain.width)
+            except (TypeError, ValueError) as error:
+                if key in types and not isinstance(value, TypedValue):
+                    error.args = (f"{error}; a TypedValue would change the type",)
+                raise
+            types[key] = typed.type
+            values[key] = source.keep(raw, typed, self._chain)
+        return Metadata(values, types, self._chain, source)
+
     def section(self, prefix: str) -> Section:
         """The keys that begin with `prefix`, without it."""
         return Section(self, prefix)
@@ -298,6 +367,69 @@ class Metadata(TypedMapping):
                 array = self[key]
                 result[key] = list(array) if isinstance(array, StringArray) else array.tolist()
         return result
+
+
+class _Overlay:
+    """Where the arrays of replaced metadata are: in memory, at negative offsets, or where the others were."""
+
+    __slots__ = ("_base", "_first", "_own")
+
+    def __init__(self, base: Metadata) -> None:
+        self._base = base
+        #: How many arrays in memory the base has: their offsets are taken.
+        self._first: int = base._source.count if isinstance(base._source, _Overlay) else 0
+        self._own: list[bytes] = []
+
+    @property
+    def count(self) -> int:
+        """Arrays in memory, those of the base included."""
+        return self._first + len(self._own)
+
+    def keep(self, raw: bytes, typed: TypedValue, chain: Chain) -> Any:
+        """The value that `Metadata` holds for stored bytes."""
+        order: ByteOrder = chain.byte_order
+        if typed.type is ValueType.STRING:
+            return decode(raw[chain.width :])
+        if typed.type is not ValueType.ARRAY:
+            number = np.frombuffer(raw, NUMBERS[typed.type].stored(order))[0].item()
+            return number if typed.type is not ValueType.BOOL else bool(number)
+        assert typed.element_type is not None  # TypedValue's own check
+        head = 4 + chain.width
+        self._own.append(raw[head:])
+        count = int.from_bytes(raw[4:head], order)
+        return ArrayInfo(typed.element_type, count, -self.count, len(raw) - head)
+
+    def region(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        if -offset > self._first:
+            return np.frombuffer(self._own[-offset - 1 - self._first], np.uint8)
+        source = self._base._source
+        if source is None:
+            raise ClosedError("the file that the metadata was taken from is closed")
+        return source.region(offset, nbytes)
+
+
+def _retyped(value: Any, type_: ValueType, stored: Any) -> TypedValue:
+    """A new value with the type of the stored one, unless it brings its own."""
+    if isinstance(value, TypedValue):
+        return value
+    return TypedValue(value, type_, stored.element_type if isinstance(stored, ArrayInfo) else None)
+
+
+def check_key(key: object) -> None:
+    """Raise TypeError or ValueError for what cannot be a metadata key."""
+    if not isinstance(key, str):
+        raise TypeError(f"metadata key: expected str, got {type(key).__name__}: {key!r:.60}")
+    try:
+        size = len(encode(key))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"metadata key {key!r:.60}: has no UTF-8 form: {error.reason} at {error.start}") from None
+    if not key or "\0" in key:
+        what = "is empty" if not key else "holds a NUL, where C's readers would cut it off"
+        raise ValueError(f"metadata key {shown(key, quoted=True)}: {what}")
+    if size > MAX_KEY_SIZE:
+        raise ValueError(
+            f"metadata key {key!r:.60}: {size} bytes, the specification's limit for keys is {MAX_KEY_SIZE}"
+        )
 
 
 class Section(TypedMapping):

@@ -2,7 +2,7 @@
 
 The reader takes its dtypes and struct codes from the same rows (`NUMBERS`), so that both directions agree.
 
-Which type an untyped value gets:
+Which type an untyped value gets, where its key says nothing (`type_for` looks the key up in `keytypes` first):
 
 ========================================  ===================================================================
 value                                     stored as
@@ -29,9 +29,10 @@ from typing import Any, Final
 import numpy as np
 
 from ..types import ByteOrder, ValueType
+from .keytypes import array_type, scalar_type
 from .strings import StringArray
 
-__all__ = ["NUMBERS", "NumberFormat", "TypedValue", "encode_string", "encode_value", "infer_type"]
+__all__ = ["NUMBERS", "NumberFormat", "TypedValue", "encode_string", "encode_value", "infer_type", "type_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,9 @@ NUMBERS: Final[dict[ValueType, NumberFormat]] = {
 # Keyed by kind and size: neither the byte order nor C's names (long, long long) make another value type.
 _BY_KIND: Final = {(row.dtype.kind, row.dtype.itemsize): type_ for type_, row in NUMBERS.items()}
 _STRUCT_ORDER: Final[dict[ByteOrder, str]] = {"little": "<", "big": ">"}
+_ARRAY: Final = ValueType.ARRAY
+#: Lengths and counts have four bytes in version 1.
+_SIZES: Final = {4: "I", 8: "Q"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,34 @@ def infer_type(value: Any, where: str) -> TypedValue:
     return TypedValue(value, _scalar_type(value, where))
 
 
+def type_for(key: str, value: Any, where: str) -> TypedValue:
+    """Give a value the type that its key is stored as, and else the one of `infer_type`.
+
+    A value that brings a type of its own (`TypedValue`, numpy's scalars and arrays) keeps it.  Whether the type of the
+    key holds the value is seen when it is encoded.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `infer_type`.
+
+    Examples
+    --------
+    >>> type_for("llama.block_count", 32, "").type.name, type_for("my.count", -1, "").type.name
+    ('UINT32', 'INT32')
+    """
+    if isinstance(value, TypedValue | np.ndarray | np.generic | StringArray):
+        return infer_type(value, where)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
+        element_type = array_type(key)
+        return infer_type(value, where) if element_type is None else TypedValue(list(value), _ARRAY, element_type)
+    if (type_ := scalar_type(key)) is not None:
+        return TypedValue(value, type_)
+    if isinstance(value, bytes | bytearray) and array_type(key) is ValueType.UINT8:
+        return TypedValue(np.frombuffer(value, np.uint8), _ARRAY, ValueType.UINT8)
+    return infer_type(value, where)
+
+
 def _infer_array(value: np.ndarray[Any, Any], where: str) -> TypedValue:
     if value.ndim == 0:
         return infer_type(value[()], where)
@@ -217,10 +249,10 @@ def _common_type(items: list[Any], where: str) -> ValueType:
     return types.pop()
 
 
-def encode_string(value: str | bytes, byte_order: ByteOrder, where: str) -> bytes:
-    """A string as the format stores it: a u64 length and that many bytes, without a terminator."""
+def encode_string(value: str | bytes, byte_order: ByteOrder, where: str, width: int = 8) -> bytes:
+    """A string as the format stores it: a length of `width` bytes and that many bytes, without a terminator."""
     raw = _string_bytes(value, where)
-    return struct.pack(_STRUCT_ORDER[byte_order] + "Q", len(raw)) + raw
+    return struct.pack(_STRUCT_ORDER[byte_order] + _SIZES[width], len(raw)) + raw
 
 
 def _string_bytes(value: Any, where: str) -> bytes:
@@ -234,8 +266,10 @@ def _string_bytes(value: Any, where: str) -> bytes:
     raise TypeError(f"{where}: STRING takes str or bytes, got {type(value).__name__}: {value!r:.60}")
 
 
-def encode_value(typed: TypedValue, byte_order: ByteOrder, where: str) -> bytes:
+def encode_value(typed: TypedValue, byte_order: ByteOrder, where: str, width: int = 8) -> bytes:
     """The stored bytes of a value, without its value type: what follows that in the file.
+
+    Lengths and counts take `width` bytes: 4 in version 1, else 8.
 
     Raises
     ------
@@ -245,15 +279,15 @@ def encode_value(typed: TypedValue, byte_order: ByteOrder, where: str) -> bytes:
         The value is out of its type's range.
     """
     if typed.type is ValueType.STRING:
-        return encode_string(typed.value, byte_order, where)
+        return encode_string(typed.value, byte_order, where, width)
     if typed.type is ValueType.ARRAY:
         assert typed.element_type is not None  # TypedValue's own check
-        return _encode_array(typed.value, typed.element_type, byte_order, where)
+        return _encode_array(typed.value, typed.element_type, byte_order, where, width)
     return _pack_numbers([typed.value], typed.type, byte_order, where)
 
 
-def _encode_array(value: Any, element_type: ValueType, byte_order: ByteOrder, where: str) -> bytes:
-    if isinstance(value, StringArray) and element_type is ValueType.STRING:
+def _encode_array(value: Any, element_type: ValueType, byte_order: ByteOrder, where: str, width: int) -> bytes:
+    if isinstance(value, StringArray) and element_type is ValueType.STRING and width == 8:
         head = struct.pack(_STRUCT_ORDER[byte_order] + "IQ", element_type, len(value))
         return head + value.encoded(byte_order)
     if isinstance(value, np.ndarray):
@@ -264,9 +298,9 @@ def _encode_array(value: Any, element_type: ValueType, byte_order: ByteOrder, wh
         value = list(value)
     else:
         raise TypeError(f"{where}: ARRAY takes a sequence, got {type(value).__name__}: {value!r:.60}")
-    head = struct.pack(_STRUCT_ORDER[byte_order] + "IQ", element_type, len(value))
+    head = struct.pack(_STRUCT_ORDER[byte_order] + "I" + _SIZES[width], element_type, len(value))
     if element_type is ValueType.STRING:
-        return head + b"".join([encode_string(item, byte_order, where) for item in value])
+        return head + b"".join([encode_string(item, byte_order, where, width) for item in value])
     if isinstance(value, np.ndarray):
         return head + _convert_array(value, element_type, byte_order, where).tobytes()
     return head + _pack_numbers(value, element_type, byte_order, where)

@@ -25,7 +25,7 @@ import numpy as np
 from ..errors import UnknownTypeError
 from ..types import LAYOUTS, ByteOrder, GGMLType, Layout, ValueType
 from .constants import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_SIZE, MAX_NAME_SIZE
-from .values import TypedValue, encode_string, encode_value, infer_type
+from .values import TypedValue, encode_string, encode_value, type_for
 
 __all__ = ["TypedTensor", "replacing", "write"]
 
@@ -126,10 +126,11 @@ def write(
         The file to make or to replace.  A symbolic link is followed.  A file that is replaced hands on its
         permissions; a process that has it mapped keeps the old bytes.
     metadata : Mapping of str
-        Values by key, in the order of the file: Python and numpy values, whose types follow from the table in
-        `mmgguf.format.values`; `TypedValue`, which forces a type; or the ``metadata`` of an opened file, whose
-        stored types are kept.  ``general.alignment`` is added where it is needed.  A file that is merged from
-        shards should not inherit their ``split.*`` keys.
+        Values by key, in the order of the file: the ``metadata`` of an opened file, whose stored types are kept, or
+        what its `Metadata.replace` gives; or Python and numpy values.  Of these, a key of the specification gets the
+        type that `mmgguf.format.keytypes` has for it, any other key the one in the table in `mmgguf.format.values`,
+        and `TypedValue` forces a type.  What a type does not hold is an error.  ``general.alignment`` is added
+        where it is needed.  A file that is merged from shards should not inherit their ``split.*`` keys.
     tensors : Mapping of str
         Data by name, in the order of the file: arrays (or what `numpy.asarray` takes), whose ggml type
         follows from the dtype; `TypedTensor`; or tensors of an opened file, whose stored form is copied.
@@ -194,7 +195,7 @@ def _plan_metadata(metadata: Mapping[str, Any], alignment: int | None) -> tuple[
         if raw in pairs:
             raise ValueError(f"metadata key {key!r}: its bytes occur twice")
         value = metadata[key] if typed is None else typed(key)
-        pairs[raw] = infer_type(value, f"metadata {key!r}")
+        pairs[raw] = type_for(key, value, f"metadata {key!r}")
     stated = pairs.get(_ALIGNMENT_KEY.encode())
     if stated is None:
         if alignment not in (None, DEFAULT_ALIGNMENT):
