@@ -1,7 +1,7 @@
 """Stored blocks → numbers, with ggml's exact bits.
 
 `dispatch` holds `dequantize` and what is common to all types; ``numpy`` and ``numba`` have the kernels of each
-backend, the latter imported when they are first asked for.
+backend, the latter imported when they are first asked for.  ``array_api`` has kernels for torch and JAX.
 """
 
 from __future__ import annotations
