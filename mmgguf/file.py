@@ -19,7 +19,7 @@ from .format.header import Header
 from .format.metadata import Metadata, Section
 from .format.parser import parse_header
 from .format.seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
-from .format.shards import ShardName, parse_shard_name
+from .format.shards import ShardName, shard_name
 from .selection import Names, Progress, select, values, walk
 from .storage.local import (
     Access,
@@ -429,16 +429,7 @@ def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
 
 def _open_rest(given: Shard, count: int, backend: Backend, mode: Mode) -> list[Shard]:
     """All shards of the split that `given` belongs to, in order, held against each other."""
-    name = parse_shard_name(given.path)
-    if name is None:
-        raise SplitError(
-            f"{given.path}: one shard of {count} (split.count), but not named <prefix>-00001-of-{count:05d}.gguf, "
-            "so the others cannot be found"
-        )
-    if name.count != count:
-        raise SplitError(f"{given.path}: named as one of {name.count} shards, split.count says {count}")
-    if not 1 <= name.no <= count:
-        raise SplitError(f"{given.path}: named as shard {name.no} of {count}, they are counted from 1 to {count}")
+    name = shard_name(given.path, count)
     every = (name.path(no) for no in range(1, count + 1))
     missing = list(itertools.islice((path for path in every if not os.path.exists(path)), _COUNTED_MISSING))
     if missing:

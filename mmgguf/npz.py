@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 
 from .errors import FormatError
 from .format.strings import encoded_size, is_utf8
-from .format.writer import replacing
+from .format.target import replacing
 from .loading import Source, opened
 from .selection import Names, Progress, chunks, result_dtype, select, walk
 from .tensor import Tensor
@@ -59,13 +59,13 @@ def save_file(
     TypeError
         A dtype that is not offered.
     OSError
-        What the operating system refuses.
+        What the operating system refuses; the path is that of the source, under whatever name.
     """
     with opened(gguf) as f:
         chosen = select(f, names)
         for name in chosen:
             _check(f[name], dtype, f.path)
-        with replacing(path) as file, ZipFile(file, "w", ZIP_STORED) as archive:
+        with replacing(path, [shard.path for shard in f.shards]) as file, ZipFile(file, "w", ZIP_STORED) as archive:
             for tensor in walk(f, chosen, progress):
                 target = _target(tensor, dtype)
                 with archive.open(ZipInfo(f"{tensor.name}.npy"), "w", force_zip64=True) as member:

@@ -31,8 +31,9 @@ from .errors import FormatError, GGUFError, MissingExtraError, UnknownTypeError,
 from .file import GGUFFile
 from .format.metadata import Metadata
 from .format.strings import is_utf8
+from .format.target import replacing, require_other_file
 from .format.values import TypedValue
-from .format.writer import TypedTensor, replacing, write
+from .format.writer import TypedTensor, write
 from .loading import Source, opened
 from .selection import Names, Progress, chunks, match, result_dtype, select, walk
 from .storage.local import open_descriptor
@@ -108,7 +109,7 @@ def save_file(
     TypeError
         A dtype that is not offered.
     OSError
-        What the operating system refuses.
+        What the operating system refuses; the path is that of the source, under whatever name.
 
     Notes
     -----
@@ -121,7 +122,7 @@ def save_file(
             converted = any(f[name].layout.dtype != dtypes[name] for name in order)
             metadata = _encode_metadata(f.metadata, converted, f.path)
         header = _encode_header(f, {name: dtypes[name] for name in order}, metadata)
-        with replacing(path) as file:
+        with replacing(path, [shard.path for shard in f.shards]) as file:
             file.write(len(header).to_bytes(8, "little"))
             file.write(header)
             for tensor in walk(f, order, progress, key=lambda tensor: -dtypes[tensor.name].itemsize):
@@ -215,12 +216,13 @@ def to_gguf(
     MissingExtraError
         The package safetensors is not installed.
     OSError
-        What the operating system refuses.
+        What the operating system refuses; the path is that of the source, under whatever name.
     """
     target = None if dtype is None else np.dtype(dtype)
     if target is not None and _NAMES.get(target) not in _FLOATS:
         raise TypeError(f"dtype must be one of float32, float16, bfloat16, float64, got {target}")
     where = os.fspath(safetensors)
+    require_other_file(path, [where])
     with _reading(where) as file:
         known = dict.fromkeys(file.offset_keys() if hasattr(file, "offset_keys") else file.keys())
         parts = {name: file.get_slice(name) for name in match(known, names, where)}

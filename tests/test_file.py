@@ -417,9 +417,12 @@ def write_split(folder: Path, **changes: Any) -> list[Path]:
         if i == 0:
             metadata |= {"general.architecture": "llama", "llama.block_count": 1}
         metadata |= changes.get(f"shard{i}", {})
+        # Under a name that fits what it says, which is the only one that `write` takes.
+        written = folder / f"written-{i + 1:05d}-of-{metadata['split.count']:05d}.gguf"
         mmgguf.write(
-            target, {k: v for k, v in metadata.items() if v is not None}, tensors[i] | changes.get(f"tensors{i}", {})
+            written, {k: v for k, v in metadata.items() if v is not None}, tensors[i] | changes.get(f"tensors{i}", {})
         )
+        written.rename(target)
     return paths
 
 

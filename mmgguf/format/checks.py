@@ -1,13 +1,15 @@
 """What must hold of the tensor infos of a file: whole blocks, alignment, inside the file, no overlaps.
 
 The rules are stated twice on purpose: `is_sound` tries all tensors at once and knows only yes or perhaps not;
-`check_data` goes through them one by one and words the error.
+`check_data` goes through them one by one and words the error.  The writer asks `shape_problem` too, so that it refuses
+what the reader would.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -16,10 +18,10 @@ from ..errors import FormatError, TruncatedError, shown
 from ..types import LAYOUTS, GGMLType
 from .header import Header, TensorInfo
 
-__all__ = ["check_data", "is_sound"]
+__all__ = ["MAX_INT", "check_data", "is_sound", "shape_problem"]
 
 #: ggml keeps ``ne`` and sizes in int64, numpy in ssize_t.
-_MAX_INT: Final = (1 << 63) - 1
+MAX_INT: Final = (1 << 63) - 1
 #: Block size and type size by id.
 _SIZES: Final[dict[int, tuple[int, int]]] = {int(t): (row.block_size, row.type_size) for t, row in LAYOUTS.items()}
 #: The same as tables for numpy, by id; 0 where there is no such type.
@@ -69,6 +71,22 @@ def is_sound(header: Header, stored: list[list[bytes]], size: int) -> bool:
     )
 
 
+def shape_problem(ne: Sequence[int], type_id: int) -> str | None:
+    """What is wrong with a tensor's dimensions, whatever file it is in; None if nothing is, or the type is unknown."""
+    sizes = _SIZES.get(type_id)
+    if sizes is None:
+        return None
+    block_size, type_size = sizes
+    row = ne[0] if ne else 1
+    if row % block_size:
+        return f"row of {row} elements is not a multiple of {GGMLType(type_id).name}'s block size {block_size}"
+    # Where there are elements, the file's size is the limit.  Where there are none, numpy has one: it refuses shapes
+    # whose other dimensions alone are too large, as float64 too.
+    if not all(ne) and math.prod(n for n in ne if n) * max(type_size, 8) > MAX_INT:
+        return f"dimensions {tuple(ne)} are beyond 64 bits"
+    return None
+
+
 def check_data(header: Header, size: int) -> None:
     """In a file of `size` bytes, every tensor has whole blocks, is aligned, lies inside and overlaps no other."""
     available = max(size - header.data_offset, 0)
@@ -78,18 +96,9 @@ def check_data(header: Header, size: int) -> None:
         if offset % header.alignment:
             text = f"offset {offset} is not a multiple of the alignment {header.alignment}"
             raise FormatError(problem(header, info, text))
-        nbytes = 0
-        if (sizes := _SIZES.get(info.type)) is not None:
-            block_size, type_size = sizes
-            row = ne[0] if ne else 1
-            if row % block_size:
-                type_name = GGMLType(info.type).name
-                text = f"row of {row} elements is not a multiple of {type_name}'s block size {block_size}"
-                raise FormatError(problem(header, info, text))
-            nbytes = math.prod(ne) // block_size * type_size
-            # An empty tensor too: numpy refuses shapes whose other dimensions alone are too large, as float64 too.
-            if not nbytes and math.prod(n for n in ne if n) * max(type_size, 8) > _MAX_INT:
-                raise FormatError(problem(header, info, f"dimensions {ne} are beyond 64 bits"))
+        if (wrong := shape_problem(ne, info.type)) is not None:
+            raise FormatError(problem(header, info, wrong))
+        nbytes = info.nbytes if info.type in _SIZES else 0
         if offset + nbytes > available:
             needed = header.data_offset + offset + nbytes
             text = f"dimensions {ne} at offset {offset}: needs {needed} bytes, file has {size}: download incomplete?"

@@ -1,20 +1,15 @@
 """Metadata and tensors → a GGUF file.
 
 Everything that can be wrong with the arguments is found before a file is made: `write` first plans (types, shapes,
-offsets, the bytes of the header), then streams.  The new file grows under a temporary name in the folder of the
-target, is synced, and takes the target's name in one rename.  So a crash leaves the old file or the new one, never
-half of one, and a process that has the old file mapped keeps reading the old bytes.  All that a killed process may
-leave is a file ``.mmgguf-*.tmp`` beside the target, which nobody needs.
+offsets, the bytes of the header), then streams to a temporary file that takes the target's name (`mmgguf.format.target`
+has what that means for crashes, permissions and links).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import math
 import operator
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,8 +19,11 @@ import numpy as np
 
 from ..errors import UnknownTypeError
 from ..types import LAYOUTS, ByteOrder, GGMLType, Layout, ValueType
-from .constants import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_SIZE, MAX_NAME_SIZE
-from .values import TypedValue, encode_string, encode_value, type_for
+from .checks import MAX_INT, shape_problem
+from .constants import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_SIZE, MAX_NAME_SIZE, MAX_STRING_SIZE
+from .shards import shard_name
+from .target import replacing
+from .values import NUMBERS, TypedValue, encode_string, encode_value, type_for
 
 __all__ = ["TypedTensor", "replacing", "write"]
 
@@ -124,7 +122,8 @@ def write(
     ----------
     path : path-like
         The file to make or to replace.  A symbolic link is followed.  A file that is replaced hands on its
-        permissions; a process that has it mapped keeps the old bytes.
+        permissions and owner (`mmgguf.format.target` says what is lost); a process that has it mapped keeps the old
+        bytes.  So tensors of an opened file can be written to the path that they are from.
     metadata : Mapping of str
         Values by key, in the order of the file: the ``metadata`` of an opened file, whose stored types are kept, or
         what its `Metadata.replace` gives; or Python and numpy values.  Of these, a key of the specification gets the
@@ -145,13 +144,16 @@ def write(
     TypeError
         A value or dtype that GGUF has no type for; a dtype that does not belong to the ggml type.
     ValueError
-        A row that is not a whole number of blocks, a shape that does not fit the data, more than four
-        dimensions, a name or key that is empty, too long, holds a NUL or occurs twice, a number out of its
-        type's range, a bad or contradicted alignment.
+        What `open` would refuse: a row that is not a whole number of blocks, a shape beyond 64 bits or of more than
+        four dimensions, a key that is empty, a name or key that occurs twice, a bad alignment.  And a shape that does
+        not fit the data, a name that is empty, a name or key that is too long or holds a NUL, a number out of its
+        type's range, a contradicted alignment.
+    SplitError
+        ``split.count`` says that this is a shard, and the path is not named like one.
     UnknownTypeError
         A tensor of an opened file has a ggml type whose layout is unknown.
     OSError
-        What the operating system refuses.
+        What the operating system refuses; the path is a folder, ends in a separator, or is no regular file.
 
     Examples
     --------
@@ -163,6 +165,7 @@ def write(
     pairs, alignment = _plan_metadata(metadata, None if alignment is None else _check_alignment(alignment))
     plans = _plan_tensors(tensors)
     header = _encode_header(pairs, plans, alignment, byte_order)
+    _check_split(pairs, path)
     with replacing(path) as file:
         file.write(header)
         _pad(file, len(header), alignment)
@@ -207,6 +210,17 @@ def _plan_metadata(metadata: Mapping[str, Any], alignment: int | None) -> tuple[
     if alignment is not None and stated.value != alignment:
         raise ValueError(f"{where} contradicts the argument alignment={alignment}")
     return pairs, _check_alignment(stated.value)
+
+
+def _check_split(pairs: Mapping[bytes, TypedValue], path: str | os.PathLike[str]) -> None:
+    """Refuse the metadata of a shard in a file that is not named like it: nobody could open that."""
+    stated = pairs.get(b"split.count")
+    if stated is None:
+        return
+    if stated.type not in NUMBERS or NUMBERS[stated.type].dtype.kind not in "iu":
+        raise ValueError(f"metadata 'split.count': {stated.type.name} {stated.value!r:.60} must be an integer type")
+    if stated.value > 1:
+        shard_name(os.fsdecode(path), int(stated.value))
 
 
 def _raw_name(name: Any, what: str, limit: int, whose: str) -> bytes:
@@ -327,15 +341,12 @@ def _as_shape(shape: Any, name: str) -> tuple[int, ...]:
 
 
 def _checked(plan: _Plan) -> _Plan:
-    where, shape, layout = plan.name, plan.shape, plan.layout
+    where, shape = plan.name, plan.shape
     if len(shape) > MAX_DIMS:
         raise ValueError(f"{where}: {len(shape)} dimensions, ggml's limit is {MAX_DIMS}")
-    row = shape[-1] if shape else 1
-    if row % layout.block_size:
-        raise ValueError(
-            f"{where}: row of {row} elements is not a multiple of {plan.type.name}'s block size {layout.block_size}"
-        )
-    if plan.nbytes >= 1 << 63:
+    if (problem := shape_problem(shape[::-1], plan.type)) is not None:
+        raise ValueError(f"{where}: {problem}")
+    if plan.nbytes > MAX_INT:
         raise ValueError(f"{where}: shape {shape} takes {plan.nbytes} bytes, more than 63 bits can count")
     return plan
 
@@ -364,13 +375,17 @@ def _encode_header(
         where = f"metadata {key.decode('utf-8', 'surrogateescape')!r}"
         parts.append(encode_string(key, byte_order, where))
         parts.append(struct.pack(order + "I", typed.type))
-        parts.append(encode_value(typed, byte_order, where))
+        parts.append(value := encode_value(typed, byte_order, where))
+        if typed.type is ValueType.STRING and len(value) > MAX_STRING_SIZE + 8:
+            raise ValueError(f"{where}: string of {len(value) - 8} bytes, at most {MAX_STRING_SIZE} are read")
     offset = 0
     for plan in plans:
         ne = plan.shape[::-1]
         parts.append(encode_string(plan.raw_name, byte_order, plan.name))
         parts.append(struct.pack(f"{order}I{len(ne)}QIQ", len(ne), *ne, plan.type, offset))
         offset += plan.nbytes + -plan.nbytes % alignment
+        if offset > MAX_INT:
+            raise ValueError(f"{plan.name}: ends at offset {offset} of the data, more than 63 bits can count")
     return b"".join(parts)
 
 
@@ -410,68 +425,3 @@ def _chunks(array: Array, target: np.dtype[Any]) -> Iterator[memoryview]:
             part = array[start : start + step]
             # A single item may still be too large: go one axis deeper.
             yield from _chunks(part[0] if step == 1 else part, target)
-
-
-# ---------------------------------------------------------------- the file
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the path's name when the block ends well, and vanishes when it does not."""
-    shown = os.fsdecode(path)
-    target = os.path.realpath(shown)
-    mode = _mode_of(target)
-    temporary, file = _create_beside(target, shown)
-    try:
-        with file:
-            yield file
-            file.flush()
-            if mode is not None:
-                with contextlib.suppress(OSError):  # some file systems have no permissions to set
-                    os.chmod(temporary, mode)
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_folder(os.path.dirname(target))
-
-
-def _mode_of(target: str) -> int | None:
-    """The permissions of a file that will be replaced, None where there is none."""
-    try:
-        found = os.stat(target).st_mode
-    except FileNotFoundError:
-        return None
-    if stat.S_ISDIR(found):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
-    if not stat.S_ISREG(found):
-        # A rename would put a file in the place of, say, /dev/null.
-        raise OSError(errno.EINVAL, "Not a regular file, so it cannot be replaced", target)
-    return stat.S_IMODE(found)
-
-
-def _create_beside(target: str, shown: str) -> tuple[str, BinaryIO]:
-    # Not `tempfile`: its files are private (0600), and asking for the umask is not thread-safe.  Here the
-    # system applies the umask itself.
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    while True:
-        temporary = os.path.join(os.path.dirname(target), f".mmgguf-{os.urandom(8).hex()}.tmp")
-        try:
-            return temporary, os.fdopen(os.open(temporary, flags, 0o666), "wb")
-        except FileExistsError:
-            continue
-        except OSError as error:
-            error.filename = shown  # the name that the caller knows
-            raise
-
-
-def _sync_folder(folder: str) -> None:
-    """Make the rename itself durable, as far as the system lets a folder be synced."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

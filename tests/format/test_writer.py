@@ -489,7 +489,7 @@ def test_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / "a.gguf"
     path.write_bytes(b"the old file")
     if name in REFUSED:
-        monkeypatch.setattr(writer, "_create_beside", lambda *_: pytest.fail("a file was made"))
+        monkeypatch.setattr(writer, "replacing", lambda *_: pytest.fail("a file was made"))
     with pytest.raises(error, match=message):
         write(path, **{"metadata": {}, "tensors": {}, **arguments})
     assert path.read_bytes() == b"the old file"
