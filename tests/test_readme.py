@@ -1,76 +1,44 @@
-"""Every Python block of the README runs as it stands."""
+"""What the README and the documentation say of themselves: size, figures, names of tests."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pytest
-
-import mmgguf
-from mmgguf import GGMLType
-
-from .support.cases import random_tensor
-
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-FRAMEWORKS = {"torch", "jax", "safetensors", "gguf", "transformers", "distributed"}
-BLOCKS = [
-    pytest.param(match[1], id=f"{no}-{README[: match.start()].rpartition('## ')[2].splitlines()[0]}")
-    for no, match in enumerate(re.finditer(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
-]
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A folder with the README's model.gguf as current folder, and the names that its blocks take for granted."""
-    monkeypatch.chdir(tmp_path)
-    metadata = {
-        "general.architecture": "llama",
-        "general.name": "Readme",
-        "llama.block_count": 1,
-        "llama.attention.head_count": 32,
-        "tokenizer.ggml.tokens": ["<s>", "</s>", "a", "b", "c", "d"],
-    }
-    tensors = {
-        "token_embd.weight": np.ones((64, 32), np.float32),
-        "blk.0.attn_q.weight": mmgguf.TypedTensor(random_tensor(GGMLType.Q4_K, (4096, 16)).blocks, GGMLType.Q4_K),
-        "output_norm.weight": np.ones(32, np.float32),
-    }
-    mmgguf.write("model.gguf", metadata, tensors)
-    with open("model.gguf", "rb") as file:
-        yield {
-            "np": np,
-            "mmgguf": mmgguf,
-            "path": "model.gguf",
-            "buffer": np.empty((4096, 4096), np.float16),
-            "file": file,
-            "metadata": metadata,
-            "tensors": {"w": np.ones(3, np.float32)},
-        }
+def test_the_readme_is_a_page() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 120
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("code", BLOCKS)
-def test_the_blocks_run(code: str, names: dict[str, Any]) -> None:
-    for module in re.findall(r"^\s*(?:from|import) (?:mmgguf\.)?(\w+)", code, re.MULTILINE):
-        if module in FRAMEWORKS and importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
-    exec(compile(code, "README.md", "exec"), names)
+def test_its_figures_are_those_of_the_results() -> None:
+    results = (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8")
+    table = README.partition("| claim | measured |\n|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    assert len(table) >= 3
+    assert [row for row in table if row not in results] == []
 
 
-def test_there_are_blocks() -> None:
-    assert len(BLOCKS) >= 2
+def test_its_links_lead_to_files() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
+    assert len(links) >= 8
+    assert [link for link in links if not (ROOT / link).is_file()] == []
 
 
-def test_the_tests_that_it_names_exist() -> None:
-    file, named = "", re.findall(r"`(?:tests/)?((?:\w+/)?test_\w+\.py)?(?:::(test_\w+))?`", README)
-    for given, test in named:
+def test_the_tests_that_the_promises_name_exist() -> None:
+    promises = (ROOT / "docs" / "guides" / "untrusted-files.md").read_text(encoding="utf-8")
+    file, missing, found = "", [], 0
+    for given, test in re.findall(r"`(?:tests/)?((?:\w+/)?test_\w+\.py)?(?:::(test_\w+))?`", promises):
         file = given or file
-        if file:
-            text = (Path(__file__).parent / file).read_text(encoding="utf-8")
-            assert not test or f"def {test}(" in text, f"{file}::{test}"
-    assert len([test for _, test in named if test]) > 10
+        if not file:
+            continue
+        path = ROOT / "tests" / file
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        found += bool(test)
+        if not text or (test and f"def {test}(" not in text):
+            missing.append(f"{file}::{test}")
+    assert missing == []
+    assert found > 10
