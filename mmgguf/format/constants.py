@@ -16,6 +16,7 @@ __all__ = [
     "MAX_KEY_SIZE",
     "MAX_NAME_SIZE",
     "MAX_STRING_SIZE",
+    "PADDING_KEY",
     "QUANTIZATION_VERSION",
 ]
 
@@ -40,3 +41,6 @@ MAX_NAME_SIZE: Final = 64
 MAX_STRING_SIZE: Final = 1 << 30
 #: ggml's ``GGML_QNT_VERSION``, the value of ``general.quantization_version`` in current files.
 QUANTIZATION_VERSION: Final = 2
+#: A metadata pair that only takes room, so that data can stay where it is when the header before it has shrunk.
+#: Readers pass over keys that they do not know.
+PADDING_KEY: Final = "mmgguf.padding"

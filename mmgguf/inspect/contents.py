@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..errors import shown
 from ..file import GGUFFile, open
+from ..format.constants import PADDING_KEY
 from ..format.header import TensorInfo
 from ..format.metadata import Metadata
 from ..format.strings import StringArray, encode
@@ -21,7 +22,7 @@ from ..selection import Progress
 from ..tensor import Tensor
 from ..types import GGMLType
 
-__all__ = ["Difference", "Digests", "compare", "digest", "stored_chunks"]
+__all__ = ["Difference", "Digests", "compare", "digest", "encoded", "show_value", "stored_chunks"]
 
 #: Bytes of data that are looked at together: what fits a core's second-level cache.
 CHUNK_SIZE: Final = 512 * 1024
@@ -81,10 +82,10 @@ def stored_chunks(tensor: Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]
 
 def _is_layout(key: str) -> bool:
     """Whether a metadata key tells how the content lies in files, and is no part of it."""
-    return key == "general.alignment" or key.startswith("split.")
+    return key in ("general.alignment", PADDING_KEY) or key.startswith("split.")
 
 
-def _encoded(metadata: Metadata, key: str) -> bytes:
+def encoded(metadata: Metadata, key: str) -> bytes:
     """Type and value of a metadata key, as a little-endian file of version 3 stores them."""
     typed = metadata.typed(key)
     return typed.type.to_bytes(4, "little") + encode_value(typed, "little", key)
@@ -97,11 +98,11 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
     """Digests of the tensors and of the whole, independent of how they lie in the file.
 
     A tensor's digest is of its data as a little-endian file stores it, without padding.  The file's is of the logical
-    content: all metadata but ``general.alignment`` and ``split.*`` in the order of keys (each as a little-endian file
-    of version 3 stores key, type and value), then all tensors in the order of names (name, number of dimensions,
-    ``ne`` and ggml type as a tensor info stores them, and the tensor's digest).  Version, byte order, alignment,
-    offsets, the order in the file and the distribution over shards do not change it, nor does whether a FLOAT32 value
-    that is a NaN is a signalling one: as a Python value it is not.
+    content: all metadata but ``general.alignment``, ``split.*`` and padding, in the order of keys (each as a
+    little-endian file of version 3 stores key, type and value), then all tensors in the order of names (name, number
+    of dimensions, ``ne`` and ggml type as a tensor info stores them, and the tensor's digest).  Version, byte order,
+    alignment, offsets, the order in the file and the distribution over shards do not change it, nor does whether a
+    FLOAT32 value that is a NaN is a signalling one: as a Python value it is not.
 
     Parameters
     ----------
@@ -136,7 +137,7 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
         total, done = sum(t.nbytes for t in known.values()), 0
         for key in sorted(f.metadata, key=encode):
             if not _is_layout(key):
-                whole.update(encode_string(key, "little", "") + _encoded(f.metadata, key))
+                whole.update(encode_string(key, "little", "") + encoded(f.metadata, key))
         for name in sorted(f, key=encode):
             if name not in known:
                 tensors[name] = None
@@ -200,15 +201,16 @@ def _compare_metadata(a: Metadata, b: Metadata) -> Iterator[Difference]:
         if _is_layout(key):
             continue
         if key not in b:
-            yield Difference("metadata", "removed", key, _show_value(a, key))
-        elif _encoded(a, key) != _encoded(b, key):
+            yield Difference("metadata", "removed", key, show_value(a, key))
+        elif encoded(a, key) != encoded(b, key):
             yield Difference("metadata", "changed", key, _show_change(a, b, key))
     for key in b:
         if key not in a and not _is_layout(key):
-            yield Difference("metadata", "added", key, _show_value(b, key))
+            yield Difference("metadata", "added", key, show_value(b, key))
 
 
-def _show_value(metadata: Metadata, key: str) -> str:
+def show_value(metadata: Metadata, key: str) -> str:
+    """A value and its type, for people; printable."""
     info = metadata.array_info(key)
     if info is not None:
         return f"ARRAY of {info.count} {info.element_type.name}"
@@ -217,7 +219,7 @@ def _show_value(metadata: Metadata, key: str) -> str:
 
 
 def _show_change(a: Metadata, b: Metadata, key: str) -> str:
-    before, after = _show_value(a, key), _show_value(b, key)
+    before, after = show_value(a, key), show_value(b, key)
     if before != after:
         return f"{before} → {after}"
     ours, theirs = a[key], b[key]

@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ClosedError, FileChangedError
+from .journal import require_settled
 
 __all__ = [
     "Access",
@@ -127,6 +128,7 @@ def open_descriptor(path: str | os.PathLike[str]) -> Descriptor:
         if stat.S_ISDIR(kind):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
         raise OSError(errno.EINVAL, "Not a regular file", name)
+    require_settled(os.fsdecode(name), descriptor)
     return descriptor
 
 
