@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+# First, as numpy's import is long: it lets Ctrl-C end the command line without a traceback meanwhile.
+from . import _startup  # noqa: F401
 from .dequant import dequantize
 from .errors import (
     ClosedError,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
+from . import _startup
 from .errors import MissingExtraError
 
 
@@ -18,6 +22,7 @@ def main() -> None:
     try:
         from mmgguf.cli import app
 
+        _end_by_exceptions()
         app(prog_name="mmgguf")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -27,6 +32,21 @@ def main() -> None:
     except KeyboardInterrupt:
         # Pressed while the commands were still being imported; later it is the commands' own affair.
         sys.exit(130)
+
+
+def _end_by_exceptions() -> None:
+    """Let the signals that end a program end it by an exception, which removes temporary files on its way."""
+    if _startup.signal_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):  # of which Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores it
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: a second one would disturb what cleans up
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -417,6 +417,9 @@ def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
     except GGUFError as error:
         error.args = (f"{path}: {error}",)
         raise
+    except OSError as error:  # of some special files there is no end to seek to
+        error.filename = path
+        raise
     file = open_storage(descriptor, path, backend, mode)
     if file.size != seeker.size:
         # The header was held against another size than the one that is mapped.

@@ -26,6 +26,10 @@ __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:  # prints help texts
+        with errors_as_one_line():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
         with errors_as_one_line():
             return super().invoke(ctx)

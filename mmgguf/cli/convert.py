@@ -33,7 +33,7 @@ _Force = Annotated[bool, typer.Option("--force", help="Replace a file that is th
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A GGUF file (any shard of a split model), or a safetensors file.")],
+    source: Annotated[str, typer.Argument(help="A GGUF file (any shard of a split model), or a safetensors file.")],
     target: Annotated[Path, typer.Argument(help="The file to write: *.safetensors, or *.gguf.")],
     dtype: Annotated[
         Dtype | None, typer.Option(help="What blocks and floats become; else blocks float32, floats as they are.")
@@ -45,7 +45,7 @@ def convert(
 
     The target's suffix tells the direction.  Metadata goes along; memory does not grow with the model.
     """
-    if source.suffix == target.suffix:
+    if Path(source).suffix == target.suffix:
         raise typer.BadParameter(
             f"both files are {target.suffix[1:]}: there is nothing to convert", param_hint="TARGET"
         )
@@ -56,7 +56,7 @@ def convert(
 
 
 def dequantize(
-    file: Annotated[Path, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    file: Annotated[str, typer.Argument(help="A GGUF file, or any shard of a split model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write: *.npz, or *.safetensors.")],
     dtype: Annotated[Dtype, typer.Option(help="What blocks and floats become.")] = Dtype.FLOAT32,
     names: _Names = None,
@@ -76,7 +76,7 @@ def dequantize(
 
 def _write(
     functions: dict[str, Callable[..., None]],
-    source: Path,
+    source: str,
     target: Path,
     dtype: Dtype | None,
     names: list[str] | None,

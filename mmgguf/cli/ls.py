@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,7 +40,7 @@ class SortKey(StrEnum):
 
 
 def ls(
-    file: Annotated[Path, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    file: Annotated[str, typer.Argument(help="A GGUF file, or any shard of a split model.")],
     sort: Annotated[
         SortKey | None,
         typer.Option(help="Sort, names by the numbers in them, shapes by elements; else in the file's order."),

@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import typer
@@ -26,6 +26,7 @@ from ..errors import GGUFError, human_size
 
 __all__ = [
     "ELLIPSIS",
+    "UNUSABLE",
     "errors_as_one_line",
     "human_count",
     "is_terminal",
@@ -324,11 +325,18 @@ def _without_surrogates(text: str) -> str:
 # ---------------------------------------------------------------- errors
 
 
+#: The status of an output that could not be written, and of a file that could not be read where 1 has a meaning.
+UNUSABLE: Final = 2
+#: What the system says of an output that takes no more.  Errors about other files have their names.
+_OUTPUT_ERRORS: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EBADF})
+
+
 @contextmanager
 def errors_as_one_line(status: int = 1) -> Iterator[None]:
     """What can go wrong with files and pipes becomes one line on the standard error and that exit status.
 
-    An interrupt becomes exit status 130.  Anything else is a bug of ours, and keeps its traceback.
+    An output that takes no more has the status 2; about a reader that went away, as ``head`` does, nothing is said.  An
+    interrupt becomes exit status 130.  Anything else is a bug of ours, and keeps its traceback.
     """
     # Whatever the terminal's encoding lacks must not stop the output.
     for stream in (sys.stdout, sys.stderr):
@@ -336,20 +344,28 @@ def errors_as_one_line(status: int = 1) -> Iterator[None]:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     try:
-        yield
+        try:
+            yield
+        except typer.Exit:  # after a help text, or with a status of its own
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except OSError as error:
-        if _output_is_broken() or error.errno == errno.EPIPE:
-            raise _failure(f"the output ended early: {error.strerror or error}", 1) from None
-        raise _failure(_os_message(error), status) from None
+        if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
+            raise _failure(_os_message(error), status) from None
+        _drop_output()
+        if error.errno == errno.EPIPE:
+            raise typer.Exit(UNUSABLE) from None
+        raise _failure(f"the output cannot be written: {error.strerror}", UNUSABLE) from None
     except (GGUFError, ImportError) as error:  # a MissingExtraError, or a package that does not load
         raise _failure(str(error), status) from None
 
 
 def _failure(message: str, status: int) -> typer.Exit:
-    typer.echo(f"mmgguf: {safe(message)}", err=True)
+    with suppress(OSError):  # there may be no room for it either
+        typer.echo(f"mmgguf: {safe(message)}", err=True)
     return typer.Exit(status)
 
 
@@ -359,16 +375,8 @@ def _os_message(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
-def _output_is_broken() -> bool:
-    """Whether the standard output takes no more; if so, it is pointed at nothing.
-
-    The interpreter flushes it once more at its end, and would complain again.
-    """
-    try:
-        sys.stdout.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-        return True
-    return False
+def _drop_output() -> None:
+    """Point the standard output at nothing: the interpreter flushes it once more at its end, and would complain."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

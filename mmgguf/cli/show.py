@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -41,7 +40,7 @@ MAX_ITEM_CHARACTERS = 30
 
 
 def show(
-    file: Annotated[Path, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    file: Annotated[str, typer.Argument(help="A GGUF file, or any shard of a split model.")],
     full: Annotated[bool, typer.Option("--full", help="Long strings and arrays uncut.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,31 +11,32 @@ import mmgguf
 
 from ..inspect.contents import Digests
 from ..inspect.verify import Finding
-from .printing import errors_as_one_line, is_terminal, print_json, print_lines, print_note, print_table
+from .printing import UNUSABLE, errors_as_one_line, is_terminal, print_json, print_lines, print_note, print_table
 from .progress import progress_bar
 
 __all__ = ["compare", "verify"]
 
-#: What scripts can tell a file that is bad from one that could not be looked at by.
-BAD, UNREADABLE = 1, 2
+#: The exit status for findings and differences; `UNUSABLE` says that nothing is known.
+BAD = 1
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    file: Annotated[str, typer.Argument(help="A GGUF file, or any shard of a split model.")],
     data: Annotated[bool, typer.Option("--data", help="Look at every value: NaN and infinity.")] = False,
     hash_: Annotated[bool, typer.Option("--hash", help="Print a SHA-256 per tensor and one for the whole.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object: findings, and digests with --hash.")] = False,
 ) -> None:
     """Find what is wrong with a file that can be opened.
 
-    The exit status is 0 for no findings or notes only, 1 for warnings or errors, 2 for a file that cannot be read.
+    The exit status is 0 for no findings or notes only, 1 for warnings or errors, 2 for a file that cannot be read or an
+    output that cannot be written.
 
     Into a pipe: one line per finding, severity, code, where, byte, message and path separated by tabs; with --hash
     an empty line and one line per digest, that of the whole first. Digests are of the content: they do not depend on
     alignment, order, byte order or shards.
     """
     digests = None
-    with errors_as_one_line(UNREADABLE):
+    with errors_as_one_line(UNUSABLE):
         with progress_bar("checking", wanted=data) as progress:
             findings = mmgguf.verify(file, data=data, progress=progress)
         if hash_:
@@ -54,18 +54,18 @@ def verify(
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="A GGUF file, or any shard of a split model.")],
-    b: Annotated[Path, typer.Argument(help="Another.")],
+    a: Annotated[str, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    b: Annotated[str, typer.Argument(help="Another.")],
     json: Annotated[bool, typer.Option("--json", help="A JSON array, one line per difference.")] = False,
 ) -> None:
     """Tell how the metadata and the tensors of two files differ.
 
-    The exit status is 0 if they do not, 1 if they do, 2 if a file cannot be read. Alignment, offsets, order, byte order
-    and the distribution over shards do not count.
+    The exit status is 0 if they do not, 1 if they do, 2 if a file cannot be read or the output cannot be written.
+    Alignment, offsets, order, byte order and the distribution over shards do not count.
 
     Into a pipe: one line per difference, change, kind, name and what exactly separated by tabs.
     """
-    with errors_as_one_line(UNREADABLE), progress_bar("comparing") as progress:
+    with errors_as_one_line(UNUSABLE), progress_bar("comparing") as progress:
         differences = mmgguf.compare(a, b, progress=progress)
     rows = [(d.change, d.kind, d.name, d.message) for d in differences]
     if json:

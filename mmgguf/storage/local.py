@@ -22,6 +22,7 @@ import functools
 import hashlib
 import mmap
 import os
+import re
 import stat
 import sys
 import threading
@@ -59,6 +60,10 @@ PAGE: Final = mmap.PAGESIZE
 _NO_RESERVE: Final[int] = getattr(
     mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64") else 0
 )
+
+
+#: What begins a URL, by RFC 3986: a scheme.
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
 class Identity(NamedTuple):
@@ -123,6 +128,10 @@ def open_descriptor(path: str | os.PathLike[str]) -> Descriptor:
         descriptor = Descriptor(os.open(name, flags))
     except ValueError:  # a NUL, or a character that file names cannot have
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
+    except FileNotFoundError as error:
+        if _URL.match(os.fsdecode(name)):
+            error.strerror = "No such file: this is a URL, which has to be downloaded to a file first"
+        raise
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
         if stat.S_ISDIR(kind):
@@ -377,7 +386,11 @@ class ReadFile(StorageFile):
         if array.size:
             # As bytes: a structured array has no buffer that preadv takes, and an empty one cannot be viewed as bytes.
             buffer = array.reshape(-1).view(np.uint8).data
-            done = read_at(self.descriptor, buffer, offset)
+            try:
+                done = read_at(self.descriptor, buffer, offset)
+            except OSError as error:  # input/output error
+                error.filename = self.path
+                raise
             if done != len(buffer):
                 raise FileChangedError(
                     f"{self.path}: needs {len(buffer)} bytes at byte {offset}, {done} there: "
