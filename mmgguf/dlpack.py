@@ -56,9 +56,7 @@ _get_pointer.argtypes, _get_pointer.restype = [ctypes.py_object, ctypes.c_char_p
 
 
 def export_bfloat16(array: npt.NDArray[Any], **options: Any) -> Any:
-    """A DLPack capsule of a bfloat16 array; `options` are those of ``__dlpack__``."""
-    if not array.dtype.isnative:
-        raise BufferError("DLPack has no byte-swapped dtypes; the file is big-endian")
+    """A DLPack capsule of a bfloat16 array in native byte order; `options` are those of ``__dlpack__``."""
     capsule = array.view(np.uint16).__dlpack__(**options)
     for name, structure in _STRUCTURES.items():
         if _is_valid(capsule, name):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -71,6 +72,12 @@ _NAMES: Final = {
 _FLOATS: Final = {"F64", "F32", "F16", "BF16"}
 #: Keys that are not true of the new file: where tensors lie, and in how many files.
 _NOT_CARRIED: Final = ("general.alignment", "split.")
+#: Tensors of more than one dimension of which llama.cpp, too, computes with float32 alone: all kinds of norms, and what
+#: its converter (conversion/base.py) leaves in float32.
+_FLOAT32_NAMES: Final = re.compile(
+    r"norm[^.]*\.weight$|\.(ffn_gate_inp|ffn_gate_inp_shexp|ssm_conv1d(_[qkv])?|shortconv\.conv|time_mix_first"
+    r"|time_mix_(decay_)?w[12]|time_mix_lerp_fused|altup_(correct|predict)_coef)\.weight$|^(position_embd|token_types)\.weight$"
+)
 #: Keys that are not true any more where numbers were stored otherwise.
 _OF_STORAGE: Final = ("general.file_type", "general.quantization_version")
 
@@ -139,7 +146,7 @@ def _encode_header(f: GGUFFile, dtypes: Mapping[str, np.dtype[Any]], metadata: M
             raise TypeError(f"dtype must be one of {offered}, got {dtype}")
         if name == "__metadata__":
             raise FormatError(f"{f.path}: a tensor named '__metadata__', which safetensors keeps for itself")
-        end = position + f[name].n_elements * dtype.itemsize
+        end = position + f[name].size * dtype.itemsize
         entries[name] = {"dtype": _NAMES[dtype], "shape": f[name].shape, "data_offsets": (position, end)}
         position = end
     try:
@@ -198,12 +205,13 @@ def to_gguf(
     path : path-like
         The file to make or to replace.
     dtype : {float32, float16, bfloat16, float64}, optional
-        What floats become; by default all keep their dtype, as integers do.
+        What floats become; by default all keep their dtype, as integers do.  Never float16 or bfloat16: what has one
+        dimension, norms, and the few others of which llama.cpp takes float32 alone.  These become float32.
     names : str or iterable of str, optional
         Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.  They are not renamed.
     metadata : mapping, optional
         Beside, and before, the source's own: values as `mmgguf.write` takes them.  The source's own are what
-        `save_file` wrote, or else strings.
+        `save_file` wrote, or else strings; ``general.alignment`` and ``split.*`` are not taken from there.
     progress : callable, optional
         Called with (bytes done, bytes in all).
 
@@ -227,7 +235,7 @@ def to_gguf(
         known = dict.fromkeys(file.offset_keys() if hasattr(file, "offset_keys") else file.keys())
         parts = {name: file.get_slice(name) for name in match(known, names, where)}
         shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
-        types = {name: _ggml_type(part.get_dtype(), target, f"{where}: {shown(name)}") for name, part in parts.items()}
+        types = {name: _ggml_type(name, part, target, f"{where}: {shown(name)}") for name, part in parts.items()}
         total = sum(math.prod(shapes[name]) * LAYOUTS[types[name]].type_size for name in parts)
         done = 0
 
@@ -267,13 +275,18 @@ def _reading(path: str) -> Iterator[Any]:
         with safe_open(path, framework="np") as file:
             yield file
     except SafetensorError as error:
-        raise FormatError(f"{path}: not a valid safetensors file: {error}") from None
+        # The text quotes the file, at any length and with whatever characters.
+        raise FormatError(f"{path}: not a valid safetensors file: {shown(str(error))}") from None
 
 
-def _ggml_type(stored: str, target: np.dtype[Any] | None, where: str) -> GGMLType:
+def _ggml_type(name: str, part: Any, target: np.dtype[Any] | None, where: str) -> GGMLType:
+    stored = part.get_dtype()
     if stored not in _GGML_TYPES:
-        raise UnknownTypeError(f"{where}: no ggml type holds {stored}")
-    return _GGML_TYPES[stored if target is None or stored not in _FLOATS else _NAMES[target]]
+        raise UnknownTypeError(f"{where}: no ggml type holds {shown(stored)}")
+    type_ = _GGML_TYPES[stored if target is None or stored not in _FLOATS else _NAMES[target]]
+    # llama.cpp adds and multiplies such tensors as they are stored, and has no code for halves there.
+    halves = (GGMLType.F16, GGMLType.BF16)
+    return GGMLType.F32 if type_ in halves and (len(part.get_shape()) < 2 or _FLOAT32_NAMES.search(name)) else type_
 
 
 def _decode_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -282,7 +295,9 @@ def _decode_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
     try:
         types = dict(json.loads(texts.get(TYPES_KEY, "{}")))
         for key in types:
-            pairs[key] = _decode_value(types[key], texts[key])
+            # How this file is laid out is not for another one to say: an alignment of 2^31 makes padding of gigabytes.
+            if not key.startswith(_NOT_CARRIED):
+                pairs[key] = _decode_value(types[key], texts[key])
         for key, text in texts.items():
             if key not in types and key not in (TYPES_KEY, "format") and not key.startswith(_NOT_CARRIED):
                 pairs[key] = text

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from .arithmetic import Arithmetic
 from .dequant import DTYPES, dequantize
 from .errors import human_size, shown
 from .format.header import TensorInfo
@@ -21,10 +22,16 @@ from .types import ByteOrder, GGMLType, Layout, stored_form
 __all__ = ["Tensor"]
 
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
+_FLOAT32: Final = np.dtype(np.float32)
 
 
-class Tensor:
+class Tensor(Arithmetic):
     """A tensor of an open `GGUFFile`; making one costs nothing, its data is touched when it is asked for.
+
+    It has numpy's attributes (`shape`, `ndim`, `size`, `dtype`), indices and operators; ``t * 2``, ``t @ x`` and
+    ``t == 0`` give what they give for ``np.asarray(t)``.  If it has blocks, each of these makes numbers of the whole
+    tensor anew: for more than one, take ``np.asarray(t)`` first.  Libraries that look at the class instead of its
+    protocols (einops, polars' ``Series``, ``jax.device_put``) need that too.
 
     Pickled, it is a reference of some hundred bytes: another process maps the same file, and raises
     `FileChangedError` if that has changed since.
@@ -75,9 +82,20 @@ class Tensor:
         return len(self.info.ne)
 
     @property
-    def n_elements(self) -> int:
+    def size(self) -> int:
         """Number of elements."""
         return self.info.n_elements
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the logical form, as ``np.asarray(tensor)`` has it; raises `UnknownTypeError`.
+
+        Of plain types their own (in big-endian files byte-swapped, but for BF16); float32 for blocks.
+        """
+        layout = self.layout
+        if not layout.is_plain:
+            return _FLOAT32
+        return _BFLOAT16 if self.type == GGMLType.BF16 else layout.stored(self.byte_order)
 
     @property
     def nbytes(self) -> int:
@@ -318,7 +336,7 @@ class Tensor:
         """The part of an index that selects rows, and the part for the last axis; None for what mixes the two."""
         parts = list(key) if isinstance(key, tuple) else [key]
         for part in parts:
-            if isinstance(part, str | float):
+            if isinstance(part, str | bytes | float | complex):
                 raise IndexError(f"{shown(self.name)}: an index is an integer, a slice or an array, got {part!r:.60}")
             if part is None or (
                 not isinstance(part, slice) and np.asarray(part).dtype == np.bool_ and np.ndim(part) != 1
@@ -366,20 +384,34 @@ class Tensor:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """Export a plain tensor through DLPack.
+        """Export the logical form through DLPack, in memory that a consumer can write to without harm.
+
+        A plain tensor of a mapped file comes from a second, copy-on-write mapping of the same pages, which the first
+        export makes and all share: what one consumer writes, later exports show, but neither `data` nor the file.
+        Unless the file was opened with ``mode="c"``, it is flagged read-only where the consumer passes
+        ``max_version >= (1, 0)``, the first with such a flag.  torch ignores the flag, and older consumers do not
+        know it; that is why the memory is writable all the same.  Blocks, and data of the other byte order, become
+        numbers in a copy.
 
         Raises
         ------
         BufferError
-            A block type (structured arrays have no DLPack form), a big-endian file, or a read-only tensor and a
-            consumer that does not pass ``max_version >= (1, 0)``, the first with a flag for read-only memory.
+            ``copy=False``, and the numbers exist only in a copy.
+        UnknownTypeError
+            The ggml type is unknown.
+        ClosedError, FileChangedError
+            The file was closed, or has another size now.
         """
-        if not self.layout.is_plain:
-            raise BufferError(
-                f"{shown(self.name)}: {GGMLType(self.type).name} blocks have no DLPack form; export dequantize()"
-            )
+        shape, dtype = self._stored_form()
+        if not self.layout.is_plain or not dtype.isnative:
+            if copy is False:
+                what = f"{GGMLType(self.type).name} of this byte order" if self.layout.is_plain else "blocks"
+                raise BufferError(f"{shown(self.name)}: {what} become numbers only in a copy")
+            data = self.data.astype(dtype.newbyteorder("=")) if self.layout.is_plain else self.dequantize()
+        else:
+            data = self.storage.writable_array(self.file_offset, shape, dtype)
+            data.flags.writeable = self.storage.mode == "c" or max_version is None or max_version < (1, 0)
         options = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
-        data = self.data
         if self.type != GGMLType.BF16:
             return data.__dlpack__(**options)
         from .dlpack import export_bfloat16

@@ -58,7 +58,7 @@ def test_a_file_at_a_glance(backend: Any, path: Path) -> None:
         assert f.architecture == "llama"
         assert f.config["block_count"] == f.config.get_int("block_count") == 11
         assert f.file_type is mmgguf.FileType.MOSTLY_Q4_K_M
-        assert f.parameter_count == sum(t.n_elements for t in f.values())
+        assert f.parameter_count == sum(t.size for t in f.values())
         assert (f.version, f.byte_order, f.alignment, f.nbytes) == (3, "little", 32, path.stat().st_size)
         assert f.path == str(path)
         assert repr(f) == f"<GGUFFile {path}: 8 tensors, 5 metadata keys>"
@@ -177,36 +177,60 @@ def test_asarray_is_a_view_of_plain_types(path: Path) -> None:
             np.asarray(t)[0] = 1
 
 
+class Capsule:
+    """A consumer's view of an export made with certain options."""
+
+    def __init__(self, tensor: mmgguf.Tensor, **options: Any) -> None:
+        self.tensor, self.options = tensor, options
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self.tensor.__dlpack__(**self.options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.tensor.__dlpack_device__()
+
+
 @BACKENDS
 def test_dlpack(backend: Any, path: Path) -> None:
-    with mmgguf.open(path, backend=backend) as f, mmgguf.open(path, backend=backend, mode="c") as writable:
-        for name, t in f.items():
+    before = path.read_bytes()
+    with mmgguf.open(path, backend=backend) as f:
+        for t in f.values():
             array = np.from_dlpack(t)  # numpy asks for version 1, which knows read-only memory
             assert not array.flags.writeable
             assert array.tobytes() == t.data.tobytes()
-            assert np.shares_memory(array, t.data) == (backend == "mmap")
-            with pytest.raises(BufferError):
-                t.__dlpack__()  # a consumer of the old kind would take it for writable
-            writable[name].__dlpack__()
-        assert t.__dlpack_device__() == (1, 0)
+            old = np.from_dlpack(Capsule(t))  # a consumer of the old kind takes all memory for writable
+            # And so it is: what `writable_array` gives is what both got, where the file is mapped.
+            writable = t.storage.writable_array(t.file_offset, t.shape, t.data.dtype)
+            assert np.shares_memory(array, writable) == np.shares_memory(old, writable) == (backend == "mmap")
+            writable.reshape(-1).view(np.uint8)[:] = 7
+            assert not np.shares_memory(t.data, writable)
+            assert t.__dlpack_device__() == (1, 0)
+    assert path.read_bytes() == before
+    assert (writable.reshape(-1).view(np.uint8) == 7).all()
+    with pytest.raises(mmgguf.ClosedError):
+        t.__dlpack__()
 
 
-def test_dlpack_of_blocks_and_bfloat16(tmp_path: Path) -> None:
-    case = BY_ID["all-types"]
-    target = tmp_path / "model.gguf"
-    target.write_bytes(case.encoded())
-    with mmgguf.open(target) as f:
+def test_dlpack_of_a_file_that_is_copy_on_write(path: Path) -> None:
+    with mmgguf.open(path, mode="c") as f:
         for t in f.values():
-            if not t.layout.is_plain:
-                with pytest.raises(BufferError, match="no DLPack form"):
-                    t.__dlpack__(max_version=(1, 0))
-        capsule = f["blk.0.bf16.weight"].__dlpack__(max_version=(1, 0))
-        assert "dltensor_versioned" in repr(capsule)
-    target.write_bytes(BY_ID["all-types-big"].encoded())
-    with mmgguf.open(target) as f:
-        for name in ("blk.0.bf16.weight", "blk.0.f32.weight"):
-            with pytest.raises(BufferError):
-                f[name].__dlpack__(max_version=(1, 0))
+            for options in ({}, {"max_version": (1, 0)}):
+                assert np.shares_memory(np.from_dlpack(Capsule(t, **options)), t.data)
+
+
+@pytest.mark.parametrize("case_id", ["all-types", "all-types-big"])
+def test_dlpack_of_blocks_and_of_the_other_byte_order_is_a_copy(case_id: str, tmp_path: Path) -> None:
+    with mmgguf.open(BY_ID[case_id].write(tmp_path)) as f:
+        for name, t in f.items():
+            if t.type == GGMLType.BF16:  # numpy takes none, torch's tests have it
+                assert "dltensor_versioned" in repr(t.__dlpack__(max_version=(1, 0)))
+                continue
+            array = np.from_dlpack(t)
+            assert (array.dtype, array.shape) == (t.dtype.newbyteorder("="), t.shape), name
+            np.testing.assert_array_equal(array, np.asarray(t))
+            if not t.layout.is_plain or not t.dtype.isnative:
+                with pytest.raises(BufferError, match="only in a copy"):
+                    t.__dlpack__(copy=False)
 
 
 # ---------------------------------------------------------------- lifetimes

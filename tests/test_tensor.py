@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import mmgguf
 from mmgguf import GGMLType, dequant
 from mmgguf.storage.local import ReadFile
 
-from .support.cases import random_tensor
+from .support.cases import Case, random_tensor
 from .test_file import KEYS
 
 TYPES = [GGMLType.Q4_0, GGMLType.Q4_K, GGMLType.IQ2_XS]
@@ -209,3 +210,61 @@ def test_reading_rows_reads_only_these(tmp_path: Path, monkeypatch: pytest.Monke
         read.clear()
         assert f["w"].rows(1, 5).shape == (2, 4, 2)
         assert read == [2 * 272]
+
+
+def test_size_and_dtype_are_those_of_the_numbers(file: mmgguf.GGUFFile) -> None:
+    for t in file.values():
+        array = np.asarray(t)
+        assert (t.dtype, t.size, t.shape, t.ndim) == (array.dtype, array.size, array.shape, array.ndim)
+
+
+def test_an_unknown_type_has_a_size_and_no_dtype(tmp_path: Path) -> None:
+    case = Case("x", {}, {"b": random_tensor(GGMLType.I8, (3,))})
+    infos = [b"b\x01\0\0\0\x03" + bytes(7) + type_ for type_ in (b"\x18", b"\x77")]
+    (tmp_path / "x.gguf").write_bytes(case.encoded().replace(*infos))
+    with mmgguf.open(tmp_path / "x.gguf") as f:
+        assert f["b"].size == 3
+        with pytest.raises(mmgguf.UnknownTypeError, match="b: unknown ggml type 119"):
+            _ = f["b"].dtype
+
+
+BINARY = [
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow, divmod,
+    operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne,
+]  # fmt: skip
+BITWISE = [operator.and_, operator.or_, operator.xor, operator.lshift, operator.rshift]
+
+
+def same(got: Any, expected: Any) -> None:
+    np.testing.assert_array_equal(got, expected)
+    assert type(got) is type(expected)
+
+
+def test_operators_are_those_of_the_array(file: mmgguf.GGUFFile) -> None:
+    with np.errstate(all="ignore"):
+        for name, functions in (("Q4_0.matrix", BINARY), ("integers", BINARY[:8] + BITWISE), ("bf16", BINARY[:4])):
+            t, array = file[name], np.asarray(file[name])
+            row = array[0]
+            for function in functions:
+                for other in (2, array.dtype.type(3), row, array, t):
+                    numbers = array if other is t else other
+                    same(function(t, other), function(array, numbers))
+                    same(function(other, t), function(numbers, array))
+            for unary in (operator.neg, operator.pos, operator.abs):
+                same(unary(t), unary(array))
+    q, array = file["Q4_0.matrix"], np.asarray(file["Q4_0.matrix"])
+    same(q @ array.T, array @ array.T)
+    same(array.T @ q, array.T @ array)
+    same(~file["integers"], ~np.asarray(file["integers"]))
+    assert {q: 1}[q] == 1
+    with pytest.raises(TypeError):
+        q + "x"
+
+
+@pytest.mark.parametrize("key", [b"a", "a", 1.0, 1j, (0, b"a"), (b"a", 0), ([0], "a"), [b"a"], [1.0], object()])
+@pytest.mark.parametrize("name", ["Q4_0.matrix", "integers"])
+def test_what_is_no_index_is_an_index_error_as_in_numpy(name: str, key: Any, file: mmgguf.GGUFFile) -> None:
+    with pytest.raises(IndexError):
+        np.zeros((3, 4))[key]
+    with pytest.raises(IndexError):
+        file[name][key]

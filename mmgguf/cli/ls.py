@@ -142,7 +142,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 _SORT_KEYS: dict[SortKey, Callable[[Tensor], Any]] = {
     SortKey.NAME: lambda tensor: _natural(tensor.name),
     SortKey.TYPE: lambda tensor: type_name(tensor.type),
-    SortKey.SHAPE: lambda tensor: (tensor.n_elements, tensor.shape),
+    SortKey.SHAPE: lambda tensor: (tensor.size, tensor.shape),
     SortKey.SIZE: lambda tensor: nbytes_of(tensor) or 0,
     SortKey.OFFSET: lambda tensor: (tensor.path, tensor.offset),
 }

@@ -79,7 +79,7 @@ def _shares(model: GGUFFile) -> list[_Share]:
         share = shares.setdefault(int(tensor.type), _Share(tensor.type))
         nbytes = nbytes_of(tensor)
         share.tensors += 1
-        share.elements += tensor.n_elements
+        share.elements += tensor.size
         share.nbytes = None if nbytes is None or share.nbytes is None else share.nbytes + nbytes
     return sorted(shares.values(), key=lambda share: -share.elements)
 

@@ -225,6 +225,11 @@ class StorageFile:
         """
         raise NotImplementedError
 
+    def writable_array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """As `array`, in memory that may be written to; the file does not change, nor do arrays in mode ``"r"``."""
+        array = self.array(offset, shape, dtype)
+        return array if array.flags.writeable else array.copy()
+
     def region(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
         """The bytes at `offset` as a uint8 array, shape (nbytes,)."""
         return self.array(offset, (nbytes,), np.dtype(np.uint8))
@@ -292,7 +297,7 @@ class MappedFile(StorageFile):
     """Arrays are zero-copy views of the mapped file."""
 
     backend = "mmap"
-    __slots__ = ("_base", "_mapping")
+    __slots__ = ("_base", "_mapping", "_writable")
 
     def __init__(self, descriptor: Descriptor, path: str, mode: Mode) -> None:
         super().__init__(descriptor, path, mode)
@@ -310,6 +315,8 @@ class MappedFile(StorageFile):
             raise FileChangedError(f"{path}: was cut off after it was opened ({error})") from None
         self._mapping: mmap.mmap | None = mapping
         self._base: npt.NDArray[np.uint8] | None = np.frombuffer(mapping, np.uint8)
+        #: The same pages once more, copy-on-write; made when somebody needs memory to write to.
+        self._writable: MappedFile | None = None
 
     @property
     def base(self) -> npt.NDArray[np.uint8]:
@@ -330,6 +337,25 @@ class MappedFile(StorageFile):
         # The buffer is the base array, not the mapping: the array holds the one, and that one holds the other.
         # An empty tensor may lie past the last byte, in padding that was left out; numpy takes no such offset.
         return np.ndarray(shape, dtype, base, offset if offset < size else size)
+
+    def writable_array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        if self.mode == "c":
+            return self.array(offset, shape, dtype)
+        writable = self._writable
+        if writable is None:
+            writable = self._writable = self.copy_on_write()
+        return writable.array(offset, shape, dtype)
+
+    def copy_on_write(self) -> MappedFile:
+        """Another mapping of the same file, whose pages are copied when they are written to.
+
+        Raises
+        ------
+        ClosedError, FileChangedError
+            The file was closed, or has another size than at opening.
+        """
+        self.require_unchanged()
+        return MappedFile(Descriptor(os.dup(self.descriptor)), self.path, "c")
 
     def advise(self, access: Access) -> None:
         super().advise(access)
@@ -370,7 +396,7 @@ class MappedFile(StorageFile):
                 mapping.madvise(getattr(mmap, advice), offset, nbytes)
 
     def close(self) -> None:
-        self._base = self._mapping = None
+        self._base = self._mapping = self._writable = None
         super().close()
 
 
@@ -397,6 +423,11 @@ class ReadFile(StorageFile):
                     "the file was cut off after it was opened"
                 )
         array.flags.writeable = self.mode == "c"
+        return array
+
+    def writable_array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        array = self.array(offset, shape, dtype)
+        array.flags.writeable = True  # memory of its own, which nobody else has
         return array
 
 

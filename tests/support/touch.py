@@ -81,14 +81,14 @@ def tensor(t: Tensor, dequantize: bool) -> None:
     assert t.rows(0, 2).nbytes <= data.nbytes
     assert t.columns(1, 3).nbytes <= data.nbytes
     if dequantize and t.type not in NOT_DEQUANTIZED:
-        if t.n_elements <= SMALL:
+        if t.size <= SMALL:
             values = t.dequantize(np.float32)
             assert values.shape == t.shape
             assert np.asarray(t).shape == t.shape
             if t.ndim:
                 assert t[:].shape == t.shape
                 assert t[..., ::-2].shape == (*t.shape[:-1], -(-t.shape[-1] // 2))
-        if t.ndim and t.shape[0] and t.n_elements // t.shape[0] <= SMALL:
+        if t.ndim and t.shape[0] and t.size // t.shape[0] <= SMALL:
             assert t[0:1].shape == (1, *t.shape[1:])
 
 
