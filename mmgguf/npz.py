@@ -7,6 +7,7 @@ piece by piece; they are not compressed, as weights hardly can be.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any, Final
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from .errors import FormatError
+from .errors import FormatError, shown
 from .format.strings import encoded_size, is_utf8
 from .format.target import replacing
 from .loading import Source, opened
@@ -55,7 +56,8 @@ def save_file(
     Raises
     ------
     GGUFError
-        The source is not valid, a name is missing or not UTF-8, a ggml type is unknown.
+        The source is not valid, a name is missing or not UTF-8, a ggml type is unknown; one tensor has the name of
+        another with ``.npy`` behind it, which `numpy.load` cannot tell apart.
     TypeError
         A dtype that is not offered.
     OSError
@@ -65,6 +67,7 @@ def save_file(
         chosen = select(f, names)
         for name in chosen:
             _check(f[name], dtype, f.path)
+        _check_distinct(chosen, f.path)
         with replacing(path, [shard.path for shard in f.shards]) as file, ZipFile(file, "w", ZIP_STORED) as archive:
             for tensor in walk(f, chosen, progress):
                 target = _target(tensor, dtype)
@@ -78,6 +81,17 @@ def save_file(
 def _target(tensor: Tensor, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
     target = result_dtype(tensor, dtype)
     return np.dtype(np.float32) if target == _BFLOAT16 and dtype is None else target
+
+
+def _check_distinct(names: Collection[str], where: str) -> None:
+    """Refuse names that `numpy.load` mixes up: ``a.npy`` is to it the member of that name, which holds ``a``."""
+    known = set(names)
+    for name in names:
+        if f"{name}.npy" in known:
+            other = shown(f"{name}.npy", quoted=True)
+            raise FormatError(
+                f"{where}: tensors {shown(name, quoted=True)} and {other} cannot be told apart in an .npz archive"
+            )
 
 
 def _check(tensor: Tensor, dtype: npt.DTypeLike | None, where: str) -> None:

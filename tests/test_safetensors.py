@@ -16,7 +16,7 @@ import mmgguf
 from mmgguf.safetensors import TYPES_KEY, save_file, to_gguf
 from mmgguf.types import LAYOUTS, GGMLType, ValueType
 
-from .support import cases
+from .support import cases, llamacpp
 
 try:
     import safetensors
@@ -144,7 +144,7 @@ def test_plain_types_come_back_as_they_were(all_types: Path, tmp_path: Path) -> 
 def test_a_file_of_the_package_becomes_gguf(tmp_path: Path) -> None:
     arrays = {
         "b": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "a": np.arange(4).astype(ml_dtypes.bfloat16),
+        "a": np.arange(4).astype(ml_dtypes.bfloat16).reshape(1, 4),
         "c": np.array(7, np.int64),
         "none": np.zeros((0, 3), np.float16),
     }
@@ -163,6 +163,59 @@ def test_a_file_of_the_package_becomes_gguf(tmp_path: Path) -> None:
     to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf", "float16", names=["a", "[bc]"])
     found = mmgguf.load_file(tmp_path / "x.gguf")
     assert {name: array.dtype.name for name, array in found.items()} == {"a": "float16", "b": "float16", "c": "int64"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "stored", "dtype", "expected"),
+    [
+        ("blk.0.attn_norm.weight", [2], "BF16", None, "F32"),
+        ("blk.0.attn_norm.weight", [2], "F32", "bfloat16", "F32"),
+        ("blk.0.attn_norm.weight", [2], "F16", "float64", "F64"),
+        ("blk.0.attn_norm.weight", [2], "F64", "float16", "F32"),
+        ("blk.0.attn_norm.weight", [2], "F64", None, "F64"),
+        ("blk.0.attn_q.bias", [2], "F16", None, "F32"),
+        ("scalar", [], "F16", None, "F32"),
+        ("ids", [2], "I16", "float16", "I16"),
+        ("blk.0.attn_q_norm.weight", [1, 2], "F32", "float16", "F32"),
+        ("model.layers.0.input_layernorm.weight", [1, 2], "F32", "float16", "F32"),
+        ("blk.0.ffn_gate_inp.weight", [1, 2], "BF16", None, "F32"),
+        ("blk.0.ssm_conv1d.weight", [1, 2], "F32", "float16", "F32"),
+        ("token_types.weight", [1, 2], "F32", "float16", "F32"),
+        ("blk.0.attn_q.weight", [1, 2], "F32", "float16", "F16"),
+        ("blk.0.ffn_gate_exps.weight", [1, 1, 2], "F32", "bfloat16", "BF16"),
+        ("token_embd.weight", [1, 2], "BF16", None, "BF16"),
+    ],
+)
+def test_what_llama_cpp_takes_as_float32_alone_stays_that(
+    name: str, shape: list[int], stored: str, dtype: Any, expected: str, tmp_path: Path
+) -> None:
+    size = {"F64": 8, "F32": 4}.get(stored, 2) * (2 if shape else 1)
+    path = handmade(tmp_path / "x.safetensors", {name: (stored, shape, bytes(size))})
+    to_gguf(path, tmp_path / "x.gguf", dtype)
+    with mmgguf.open(tmp_path / "x.gguf") as f:
+        assert GGMLType(f[name].type).name == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_llama_cpp_generates_from_a_model_that_came_back(dtype: Any, smollm2: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    save_file(smollm2, tmp_path / "x.safetensors", dtype)
+    to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf")
+    (tmp_path / "x.safetensors").unlink()
+    answer = llamacpp.ask(tmp_path / "x.gguf", prompts=["The capital of France is"], n_predict=3)["answers"][0]
+    assert answer["text"].startswith(" Paris")
+
+
+def test_how_a_file_is_laid_out_is_not_for_another_to_say(tmp_path: Path) -> None:
+    said = {"general.alignment": "UINT32", "split.count": "UINT16", "split.no": "UINT16", "a": "UINT8"}
+    metadata = {"general.alignment": "2147483648", "split.count": "3", "split.no": "x", "a": "1"}
+    path = handmade(tmp_path / "x.safetensors", {"w": ("I8", [1], b"x")}, **metadata, **{TYPES_KEY: json.dumps(said)})
+    to_gguf(path, tmp_path / "x.gguf")
+    assert (tmp_path / "x.gguf").stat().st_size < 1000
+    with mmgguf.open(tmp_path / "x.gguf") as f:
+        assert dict(f.metadata) == {"a": 1}
+        assert (f.alignment, f["w"].data.tobytes()) == (32, b"x")
 
 
 LONG = "n" * 65
@@ -198,6 +251,13 @@ def test_a_broken_safetensors_file_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(mmgguf.FormatError, match=r"x\.safetensors: not a valid safetensors file: "):
         to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf")
+    for name in ("\x1b[2J" * 200_000, "w"):  # quoted in the error's text, as that of dtypes is
+        header = json.dumps({name: {"dtype": "\x1b[31m" * 1000, "shape": [1], "data_offsets": [0, 9]}}).encode()
+        (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+        with pytest.raises(mmgguf.FormatError) as refused:
+            to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf")
+        assert str(refused.value).isprintable()
+        assert len(str(refused.value)) < 1000
     with pytest.raises(FileNotFoundError) as caught:
         to_gguf(tmp_path / "nothing.safetensors", tmp_path / "x.gguf")
     assert caught.value.filename == str(tmp_path / "nothing.safetensors")

@@ -35,6 +35,7 @@ DTYPES: Final = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bf
 
 _FLOAT16: Final = np.dtype(np.float16)
 _FLOAT32: Final = np.dtype(np.float32)
+_BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 #: Elements that a thread should have to do before it is worth starting (about a millisecond).
 _PER_THREAD: Final = 1 << 20
 #: At most so many threads are started, or one for each core.
@@ -119,6 +120,10 @@ def dequantize(
     Notes
     -----
     Everything is checked before anything is written.  Scratch memory is below 8 MiB per thread.
+
+    What is not a number (NaN) stays that.  Its sign and payload are kept where the result has the stored dtype, in
+    either byte order.  Otherwise they may differ from ggml's and between backends: float32 to float16 loses both with
+    numpy, to bfloat16 the payload with numpy and both with numba, which also makes the NaNs of float16 quiet ones.
     """
     if not isinstance(type, int | np.integer):
         raise TypeError(f"type must be a GGMLType or its number, got {type!r:.60}")
@@ -242,6 +247,9 @@ def _overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
 @cache
 def _plan(type_: GGMLType, target: np.dtype[Any], backend: Backend) -> _Plan:
     layout = LAYOUTS[type_]
+    if layout.dtype == target == _BFLOAT16:
+        # A copy keeps what is not a number; the compiled kernel goes by way of float32.
+        return _Plan(layout, None, target, _PLAIN, _PLAIN)
     if backend == "numba":
         compiled = _compiled()
         assert isinstance(compiled, ModuleType)

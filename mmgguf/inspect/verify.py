@@ -36,6 +36,8 @@ Severity = Literal["error", "warning", "note"]
 
 #: Findings of one code in one file that are told one by one.
 MAX_FINDINGS: Final = 50
+#: ggml's CPU backend asks for it of memory that it uses as it is, as that of a mapped file.
+LLAMA_ALIGNMENT: Final = 32
 #: Blocks or values of one tensor that are told one by one.
 MAX_VALUES: Final = 8
 
@@ -240,6 +242,9 @@ class _Structure:
         if self.header.alignment % 8:
             text = f"{self.header.alignment} is not a multiple of 8"
             self.add("warning", "alignment", "general.alignment", text)
+        elif self.header.alignment < LLAMA_ALIGNMENT and self.header.tensors:
+            text = f"{self.header.alignment}: llama.cpp refuses tensors that are aligned to less than {LLAMA_ALIGNMENT}"
+            self.add("warning", "alignment-small", "general.alignment", text)
         key = "general.architecture"
         if key not in self.metadata:
             if first:

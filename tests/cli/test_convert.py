@@ -86,6 +86,18 @@ def test_what_an_archive_cannot_hold_is_refused(dtype: str, all_types: Path, tmp
     assert not (tmp_path / "x.npz").exists()
 
 
+def test_names_that_numpy_would_mix_up_are_refused(tmp_path: Path) -> None:
+    one = np.ones(1, np.float32)
+    mmgguf.write(tmp_path / "x.gguf", {}, {"a.npy": one, "b": one, "a": one, "\x1b.npy": one})
+    with pytest.raises(mmgguf.FormatError, match=r"'a' and 'a\.npy' cannot be told apart") as refused:
+        npz.save_file(tmp_path / "x.gguf", tmp_path / "x.npz")
+    assert str(refused.value).isprintable()
+    npz.save_file(tmp_path / "x.gguf", tmp_path / "x.npz", names=["a.npy", "b"])
+    with np.load(tmp_path / "x.npz") as archive:
+        assert sorted(archive) == ["a.npy", "b"]
+        assert archive["a.npy"] == one
+
+
 def test_memory_does_not_grow_with_the_tensors(tmp_path: Path) -> None:
     blocks = np.zeros((3000, 128), LAYOUTS[GGMLType.Q8_0].dtype)  # 47 MiB as float32
     mmgguf.write(tmp_path / "x.gguf", {}, {"w": mmgguf.TypedTensor(blocks, GGMLType.Q8_0)})

@@ -250,6 +250,30 @@ def test_dtypes_are_rounded_float32(type_: GGMLType, backend: Any) -> None:
             assert_same_bits(dequantize(raw, type_, target, backend=backend), astype(exact, target))
 
 
+NANS = {
+    GGMLType.F32: np.array([0x7FC00000, 0xFFC00000, 0x7F812345, 0xFFD12345], np.uint32),
+    GGMLType.F16: np.array([0x7E00, 0xFE00, 0x7D01, 0xFE55], np.uint16),
+    GGMLType.BF16: np.array([0x7FC0, 0xFFC0, 0x7F81, 0xFFD5], np.uint16),
+    GGMLType.F64: np.array([0x7FF8 << 48, 0xFFF8 << 48, 0x7FF8123456789ABC, 0xFFF0000000000001], np.uint64),
+}
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("type_", NANS, ids=lambda type_: type_.name)
+def test_what_is_not_a_number_stays_that_and_in_the_stored_dtype_keeps_its_bits(
+    type_: GGMLType, order: Any, backend: Any
+) -> None:
+    bits = NANS[type_]
+    stored = (bits if order == sys.byteorder else bits.byteswap()).view(LAYOUTS[type_].stored(order))
+    for dtype in DTYPES:
+        numbers = dequantize(stored, type_, dtype, backend=backend)
+        with np.errstate(invalid="ignore"):
+            assert np.isnan(numbers).all()
+        if dtype == LAYOUTS[type_].dtype:
+            assert numbers.tobytes() == bits.tobytes()
+
+
 def test_float16_is_numpys() -> None:
     """Every float16, the middle between it and the next, and what is just below and above that middle."""
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)

@@ -139,7 +139,9 @@ CASES_OF_FINDINGS: list[tuple[str, Callable[[Build], object], list[str], str, st
     ("many-bools", many_bools_after_strings, ["warning bool-byte"], "a.flags", "stored as 3", b"\3"),
     ("bools-right", pair(lambda b: b.array(b"a", BOOL, 3, b"\0\1\1")), [], "", "", None),
     ("alignment-4", aligned(4), ["warning alignment"], "general.alignment", "4 is not a multiple of 8", None),
-    ("alignment-8", aligned(8), [], "", "", None),
+    ("alignment-8", aligned(8), ["warning alignment-small"], "general.alignment", "8: llama.cpp refuses", None),
+    ("alignment-16", aligned(16), ["warning alignment-small"], "general.alignment", "16: llama.cpp refuses", None),
+    ("alignment-32", aligned(32), [], "", "", None),
     (
         "no-architecture",
         lambda b: plain(b.start(1, 0)),
