@@ -31,29 +31,29 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("jax", "jax") from None
 
-__all__ = ["RawArray", "Tensors", "load_file"]
+__all__ = ["PackedArray", "Tensors", "load_file"]
 
 
 @dataclass(frozen=True)
-class RawArray:
+class PackedArray:
     """The stored blocks of a tensor: a pytree with one leaf.
 
     Attributes
     ----------
     data : jax.Array
-        uint8 of shape ``(*shape[:-1], bytes per row)``, little-endian.
-    type : GGMLType
+        uint8 of shape ``(*logical_shape[:-1], bytes per row)``, little-endian.
+    ggml_type : GGMLType
         What the blocks are.
-    shape : tuple of int
+    logical_shape : tuple of int
         The shape of the numbers that they stand for.
     """
 
     data: jax.Array
-    type: GGMLType
-    shape: tuple[int, ...]
+    ggml_type: GGMLType
+    logical_shape: tuple[int, ...]
 
 
-jax.tree_util.register_dataclass(RawArray, data_fields=["data"], meta_fields=["type", "shape"])
+jax.tree_util.register_dataclass(PackedArray, data_fields=["data"], meta_fields=["ggml_type", "logical_shape"])
 
 
 class Tensors(TensorMapping[Any]):
@@ -69,7 +69,7 @@ class Tensors(TensorMapping[Any]):
     device : jax.Device or jax.sharding.Sharding, optional
         Where the arrays go; by default where JAX puts new ones.
     dequantize : bool, default True
-        False hands blocks over as `RawArray`.
+        False hands blocks over as `PackedArray`.
 
     Notes
     -----
@@ -96,7 +96,7 @@ class Tensors(TensorMapping[Any]):
             shape = (*tensor.shape[:-1], data.shape[-1] * layout.type_size)
             blocks = data if data.dtype == layout.dtype else data.astype(layout.dtype)
             raw = blocks.reshape(-1).view(np.uint8) if data.size else np.empty(0, np.uint8)
-            return RawArray(self._put(raw.reshape(shape)), GGMLType(tensor.type), tensor.shape)
+            return PackedArray(self._put(raw.reshape(shape)), GGMLType(tensor.type), tensor.shape)
         target = result_dtype(tensor, self._dtype)
         if data.dtype == target:
             return self._put(data)
@@ -105,7 +105,9 @@ class Tensors(TensorMapping[Any]):
         return self._put(out)
 
     def _put(self, array: npt.NDArray[Any]) -> jax.Array:
-        return jax.device_put(array, self._device, may_alias=True)
+        # Without jax_enable_x64, JAX makes float64 into float32, where large numbers are infinite: worth no warning.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return jax.device_put(array, self._device, may_alias=True)
 
 
 def load_file(
@@ -130,7 +132,7 @@ def load_file(
     names : str or iterable of str, optional
         Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dequantize : bool, default True
-        False hands blocks over as `RawArray`: raw uint8 with ggml type and logical shape.
+        False hands blocks over as `PackedArray`: raw uint8 with ggml type and logical shape.
     progress : callable, optional
         Called with (bytes done, bytes in all).
 

@@ -10,7 +10,8 @@ read-only.  Tensors can be written to like any other; the file never changes, an
 
 from __future__ import annotations
 
-import os
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Self
 
@@ -19,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .dequant import dequantize
-from .errors import MissingExtraError
+from .errors import MissingExtraError, shown
 from .file import GGUFFile
 from .loading import Source, TensorMapping, opened
 from .selection import Names, Progress, empty, ranges, result_dtype, select, store, walk
-from .storage.local import Descriptor, MappedFile, StorageFile, open_storage
+from .storage.local import MappedFile, StorageFile
 from .tensor import Tensor
 from .types import GGMLType
 
@@ -34,9 +35,11 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("torch", "torch") from None
 
-__all__ = ["RawTensor", "Tensors", "load_file", "load_model"]
+__all__ = ["PackedTensor", "Tensors", "load_file", "load_model"]
 
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
+#: The names that transformers gives to the weights of q and k.
+_HUGGING_FACE_QK: Final = re.compile(r"\b[qk]_proj\b")
 #: What tensors can be dequantized to.
 _NUMPY: Final[dict[torch.dtype, np.dtype[Any]]] = {
     torch.float32: np.dtype(np.float32),
@@ -51,11 +54,16 @@ _TORCH: Final[dict[np.dtype[Any], torch.dtype]] = {
     np.dtype(np.int32): torch.int32,
     np.dtype(np.int64): torch.int64,
 }
+#: Architectures for which llama.cpp's converter orders the rows of the attention's q and k anew (the classes in its
+#: folder conversion/ that call ``permute`` or have ``undo_permute = True``).
+_PERMUTED: Final = frozenset(
+    ("arcee", "arctic", "baichuan", "bailingmoe", "deci", "deepseek", "eagle3", "granite", "granitehybrid")
+) | {"granitemoe", "internlm2", "llada", "llama", "minicpm", "mistral3", "nanbeige", "olmo", "smollm3", "xverse"}
 #: Bytes of each of the two buffers between the file and a CUDA device.
 _STAGING_SIZE: Final = 32 << 20
 
 
-class RawTensor(torch.Tensor):
+class PackedTensor(torch.Tensor):
     """The stored blocks of a tensor: uint8 of shape ``(*logical_shape[:-1], bytes per row)``, little-endian.
 
     Copying it, moving it to another device and pickling keep the attributes; any other operation gives an ordinary
@@ -90,8 +98,8 @@ class RawTensor(torch.Tensor):
             return cls.wrap(result, args[0].ggml_type, args[0].logical_shape)
         return result
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RawTensor:
-        copy: RawTensor = self.clone()
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedTensor:
+        copy: PackedTensor = self.clone()
         memo[id(self)] = copy
         return copy
 
@@ -104,7 +112,7 @@ class RawTensor(torch.Tensor):
         return result.to(self.device)
 
     def __repr__(self, **_: Any) -> str:
-        return f"<RawTensor {self.ggml_type.name} {self.logical_shape}, {self.numel()} bytes on {self.device}>"
+        return f"<PackedTensor {self.ggml_type.name} {self.logical_shape}, {self.numel()} bytes on {self.device}>"
 
 
 _KEEP_BYTES: Final = frozenset(
@@ -133,7 +141,7 @@ class Tensors(TensorMapping[torch.Tensor]):
     device : torch.device or str, default "cpu"
         Where the tensors go.  ``"meta"`` gives shapes and dtypes without touching the data.
     dequantize : bool, default True
-        False hands blocks over as `RawTensor`.
+        False hands blocks over as `PackedTensor`.
 
     Notes
     -----
@@ -191,7 +199,7 @@ class Tensors(TensorMapping[torch.Tensor]):
         else:
             blocks = _native(self._writable(tensor).data, layout.dtype)
             data = torch.from_numpy(_as_bytes(blocks).reshape(shape)).to(self._device)
-        return RawTensor.wrap(data, GGMLType(tensor.type), tensor.shape)
+        return PackedTensor.wrap(data, GGMLType(tensor.type), tensor.shape)
 
     def _fill(self, target: torch.Tensor, tensor: Tensor) -> None:
         """Write a tensor's numbers to contiguous memory of the same shape on any device."""
@@ -220,9 +228,7 @@ class Tensors(TensorMapping[torch.Tensor]):
             return tensor
         mapping = self._mappings.get(file)
         if mapping is None:
-            file.require_unchanged()
-            mapping = open_storage(Descriptor(os.dup(file.descriptor)), file.path, "mmap", "c")
-            mapping = self._mappings.setdefault(file, mapping)
+            mapping = self._mappings.setdefault(file, file.copy_on_write())
         return Tensor(tensor.info, mapping, tensor.data_offset, tensor.byte_order)
 
 
@@ -248,7 +254,7 @@ def load_file(
     names : str or iterable of str, optional
         Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dequantize : bool, default True
-        False hands blocks over as `RawTensor`: raw uint8 with ggml type and logical shape.
+        False hands blocks over as `PackedTensor`: raw uint8 with ggml type and logical shape.
     progress : callable, optional
         Called with (bytes done, bytes in all).
 
@@ -322,12 +328,18 @@ def load_model(
     -----
     A name that is missing in the file, but shares its memory with one that is there (tied embeddings), is not
     missing unless `assign` is set.
+
+    Tensors are put in as the file has them.  For some architectures, llama's among them, llama.cpp's converter changes
+    weights: it orders the rows of q and k as its own rotary embedding needs them, so that a model of transformers
+    computes wrong results with them.  Where a file of such an architecture fills a ``q_proj`` or ``k_proj``, a
+    `UserWarning` says so.
     """
     if dtype is not None and not assign:
         raise ValueError("dtype needs assign=True: in place, the module's own dtypes decide")
     with opened(path, mode="c") as f:
         renamed = {name: new for name in select(f, names) if (new := _rename(rename, name)) is not None}
         _check_unique(renamed)
+        _warn_of_permuted_rows(f, renamed)
         if assign:
             state = load_file(f, dtype, names=renamed, progress=progress)
             return module.load_state_dict({renamed[name]: value for name, value in state.items()}, strict, True)
@@ -346,6 +358,17 @@ def _rename(rename: Mapping[str, str] | Callable[[str], str | None] | None, name
     if rename is None:
         return name
     return rename.get(name, name) if isinstance(rename, Mapping) else rename(name)
+
+
+def _warn_of_permuted_rows(f: GGUFFile, renamed: Mapping[str, str]) -> None:
+    name = next((name for name, new in renamed.items() if _HUGGING_FACE_QK.search(new)), None)
+    architecture = f.metadata.get("general.architecture")
+    if name is not None and isinstance(architecture, str) and architecture in _PERMUTED:
+        warnings.warn(
+            f"{f.path}: {shown(name)} fills {shown(renamed[name])}, but for the architecture {architecture} the rows "
+            "of q and k are in llama.cpp's order in the file: a model of transformers computes wrong results with them",
+            stacklevel=3,
+        )
 
 
 def _check_unique(renamed: dict[str, str]) -> None:

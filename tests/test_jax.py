@@ -19,13 +19,14 @@ from .support import cases
 
 try:
     import jax
+    import jax.numpy as jnp
 except ModuleNotFoundError:
     # CI installs jax where it installs torch.
     if os.environ.get("CI") and sys.version_info < (3, 14):
         pytest.fail("jax is not installed", pytrace=False)
     pytest.skip("jax is not installed", allow_module_level=True)
 
-from mmgguf.jax import RawArray, Tensors, load_file
+from mmgguf.jax import PackedArray, Tensors, load_file
 
 #: What JAX makes of 64-bit numbers unless told otherwise.
 NARROWED = {np.dtype(np.float64): np.dtype(np.float32), np.dtype(np.int64): np.dtype(np.int32)}
@@ -99,14 +100,15 @@ def test_raw_blocks_are_a_pytree_with_type_and_shape(all_types: Path) -> None:
         assert len(arrays) == 6
         for name, raw in arrays.items():
             tensor = cases.BY_ID["all-types"].tensors[name]
-            assert isinstance(raw, RawArray)
-            assert (raw.type, raw.shape) == (tensor.type, tensor.shape)
+            assert isinstance(raw, PackedArray)
+            assert (raw.ggml_type, raw.logical_shape) == (tensor.type, tensor.shape)
             assert raw.data.shape[:-1] == tensor.shape[:-1]
             assert np.asarray(raw.data).tobytes() == tensor.raw
-            numbers = dequantize(np.asarray(raw.data), raw.type)
+            numbers = dequantize(np.asarray(raw.data), raw.ggml_type)
             assert numbers.tobytes() == dequantize(tensor.blocks, tensor.type).tobytes()
         same = jax.tree.map(lambda leaf: leaf, arrays)
-        assert [(raw.type, raw.shape) for raw in same.values()] == [(raw.type, raw.shape) for raw in arrays.values()]
+        for name, raw in same.items():
+            assert (raw.ggml_type, raw.logical_shape) == (arrays[name].ggml_type, arrays[name].logical_shape)
 
 
 def test_device_names_and_progress(all_types: Path) -> None:
@@ -127,3 +129,44 @@ def test_tensors_is_a_mapping(all_types: Path) -> None:
             tensors["nothing"]
     with pytest.raises(mmgguf.ClosedError):
         tensors["blk.0.f32.weight"]
+
+
+def test_float64_beyond_float32_is_infinite_without_a_warning(tmp_path: Path) -> None:
+    mmgguf.write(tmp_path / "x.gguf", {}, {"w": np.array([1e300, -1e300, np.nan, 1.5])})
+    assert_bits(load_file(tmp_path / "x.gguf")["w"], np.array([np.inf, -np.inf, np.nan, 1.5], np.float32))
+
+
+# The core's tensors, as JAX takes them by itself.
+
+
+@pytest.mark.parametrize("case_id", ["all-types", "all-types-big"])
+def test_jax_takes_every_tensor_as_numbers(case_id: str, tmp_path: Path) -> None:
+    with mmgguf.open(cases.BY_ID[case_id].write(tmp_path)) as f:
+        for t in f.values():
+            native = np.asarray(t).astype(t.dtype.newbyteorder("="))
+            if native.dtype not in NARROWED:
+                assert_bits(jnp.from_dlpack(t), native)
+            if native.dtype not in NARROWED and t.dtype.isnative:  # of numpy's swapped dtypes JAX takes none
+                assert_bits(jnp.asarray(t), native)
+
+
+def test_operators_beside_jax_s_own_arrays(all_types: Path) -> None:
+    with mmgguf.open(all_types) as f:
+        t = f["blk.0.q4_0.weight"]
+        other = jnp.ones(t.shape, jnp.float32)
+        for got in (t * other, other * t, jax.jit(lambda x: x * t)(other), jax.jit(lambda x: t * x)(other)):
+            assert_bits(got, np.asarray(t))
+
+
+@pytest.mark.parametrize("dequantize", [True, False])
+def test_what_was_loaded_can_be_written(dequantize: bool, all_types: Path, tmp_path: Path) -> None:
+    names = [name for name, array in mmgguf.load_file(all_types).items() if array.dtype not in NARROWED]
+    loaded = load_file(all_types, dtype=ml_dtypes.bfloat16, names=names, dequantize=dequantize)
+    mmgguf.write(tmp_path / "copy.gguf", {}, loaded)
+    with mmgguf.open(all_types) as before, mmgguf.open(tmp_path / "copy.gguf") as after:
+        for name in names:
+            if not dequantize and not before[name].layout.is_plain:
+                assert (after[name].type, after[name].shape) == (before[name].type, before[name].shape)
+                assert after[name].data.tobytes() == before[name].data.tobytes()
+            else:
+                assert_bits(loaded[name], after[name].data)

@@ -6,7 +6,9 @@ import copy
 import io
 import os
 import pickle
+import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 
 import mmgguf
 from mmgguf.dequant import dequantize
-from mmgguf.types import LAYOUTS, GGMLType
+from mmgguf.types import LAYOUTS, GGMLType, ValueType
 
 from .support import cases
 
@@ -28,8 +30,9 @@ except ModuleNotFoundError:
         pytest.fail("torch is not installed", pytrace=False)
     pytest.skip("torch is not installed", allow_module_level=True)
 
-from mmgguf.torch import RawTensor, Tensors, _Staging, load_file, load_model
+from mmgguf.torch import PackedTensor, Tensors, _Staging, load_file, load_model
 
+ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {
     GGMLType.F32: torch.float32,
     GGMLType.F16: torch.float16,
@@ -173,8 +176,8 @@ def test_raw_blocks(case_id: str, tmp_path: Path) -> None:
         state = Tensors(f, dequantize=False)
         for name, tensor in case.tensors.items():
             value = state[name]
-            assert isinstance(value, RawTensor) == (tensor.type not in PLAIN)
-            if not isinstance(value, RawTensor):
+            assert isinstance(value, PackedTensor) == (tensor.type not in PLAIN)
+            if not isinstance(value, PackedTensor):
                 assert_bits(value, tensor.blocks)
                 continue
             assert value.ggml_type is tensor.type
@@ -221,7 +224,7 @@ def test_type_and_shape_go_with_the_bytes_only(do: Any, all_types: Path) -> None
     raw = load_file(all_types, names="blk.0.q4_0.weight", dequantize=False)["blk.0.q4_0.weight"]
     result = do(raw)
     if do in KEEPING.values():
-        assert type(result) is RawTensor
+        assert type(result) is PackedTensor
         assert (result.ggml_type, result.logical_shape) == (GGMLType.Q4_0, (3, 64))
         assert result.is_meta or result.tolist() == raw.tolist()
     else:
@@ -444,3 +447,114 @@ def test_bad_arguments_of_load_model(model: Path) -> None:
         load_model(Tied(), model, lambda name: None if name == "count" else "x")
     with pytest.raises(ValueError, match="dtype needs assign=True"):
         load_model(Tied(), model, dtype=torch.float16)
+
+
+# The core's tensors, as torch takes them by itself.
+
+
+WAYS: dict[str, Any] = {
+    "as_tensor": torch.as_tensor,
+    "asarray": torch.asarray,
+    "from_dlpack": torch.from_dlpack,
+    "utils": torch.utils.dlpack.from_dlpack,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_writing_to_what_torch_takes_by_itself_is_harmless(way: str, all_types: Path) -> None:
+    code = f"""
+import sys, torch, mmgguf
+from tests.test_torch import WAYS
+with mmgguf.open(sys.argv[1]) as f:
+    for t in f.values():
+        tensor = WAYS[{way!r}](t)
+        assert tensor.shape == t.shape
+        before = t.data.tobytes()
+        tensor.fill_(3)
+        assert (tensor == 3).all() and t.data.tobytes() == before
+assert (tensor == 3).all()
+"""
+    before = all_types.read_bytes()
+    # In a process of its own: what fails here is the process.
+    done = subprocess.run([sys.executable, "-c", code, str(all_types)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all_types.read_bytes() == before
+
+
+@pytest.mark.parametrize("case_id", ["all-types", "all-types-big"])
+def test_torch_takes_every_tensor_as_numbers(case_id: str, tmp_path: Path) -> None:
+    with mmgguf.open(cases.BY_ID[case_id].write(tmp_path)) as f:
+        for t in f.values():
+            expected = np.asarray(t).astype(t.dtype.newbyteorder("="))
+            for way in (*WAYS.values(), torch.tensor):
+                assert_bits(way(t), expected)
+
+
+# Written again.
+
+
+@pytest.mark.parametrize("dequantize", [True, False])
+@pytest.mark.parametrize("case_id", ["all-types", "zero-size", "no-dimensions"])
+def test_what_was_loaded_can_be_written(case_id: str, dequantize: bool, tmp_path: Path) -> None:
+    path = cases.BY_ID[case_id].write(tmp_path)
+    for dtype in [None] if not dequantize else [None, *FLOATS]:
+        state = load_file(path, dtype=dtype, dequantize=dequantize)
+        mmgguf.write(tmp_path / "copy.gguf", {}, state)
+        with mmgguf.open(path) as before, mmgguf.open(tmp_path / "copy.gguf") as after:
+            for name in before:
+                if not dequantize:
+                    assert (after[name].type, after[name].shape) == (before[name].type, before[name].shape)
+                    assert after[name].data.tobytes() == before[name].data.tobytes()
+                else:
+                    assert_bits(state[name], after[name].data)
+
+
+def test_parameters_can_be_written_and_an_error_names_the_tensor(tmp_path: Path) -> None:
+    module = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    mmgguf.write(tmp_path / "x.gguf", {}, dict(module.named_parameters()))
+    assert_bits(module.weight.detach(), mmgguf.load_file(tmp_path / "x.gguf")["weight"])
+    for bad, message in (
+        (torch.zeros(2, dtype=torch.float8_e4m3fn), r"^w: .*Float8_e4m3fn"),
+        (torch.zeros(2, dtype=torch.complex64), r"^w: no ggml type has dtype complex64"),
+        (torch.zeros(2, device="meta"), r"^w: "),
+        (torch.eye(2).to_sparse(), r"^w: "),
+    ):
+        with pytest.raises(TypeError, match=message):
+            mmgguf.write(tmp_path / "y.gguf", {}, {"v": torch.zeros(2), "w": bad})
+    assert not (tmp_path / "y.gguf").exists()
+
+
+# Rows in llama.cpp's order.
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "warned"),
+    [
+        ("llama", "model.layers.0.self_attn.q_proj.weight", True),
+        ("granite", "model.layers.0.self_attn.k_proj.bias", True),
+        ("llama", "layers.0.attention.wq.weight", False),
+        ("llama", "blk.0.attn_q.weight", False),
+        ("llama", "model.layers.0.self_attn.v_proj.weight", False),
+        ("qwen2", "model.layers.0.self_attn.q_proj.weight", False),
+        (mmgguf.TypedValue(7, ValueType.UINT32), "model.layers.0.self_attn.q_proj.weight", False),
+        (["llama"], "model.layers.0.self_attn.q_proj.weight", False),
+        (None, "model.layers.0.self_attn.q_proj.weight", False),
+    ],
+)
+@pytest.mark.parametrize("assign", [True, False])
+def test_permuted_rows_are_warned_of(architecture: Any, name: str, warned: bool, assign: bool, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    metadata = {} if architecture is None else {"general.architecture": architecture}
+    mmgguf.write(path, metadata, {"blk.0.attn_q.weight": np.ones((2, 2), np.float32)})
+    module = torch.nn.Module()
+    *parents, last = name.split(".")
+    inner = module
+    for parent in parents:
+        inner.add_module(parent, torch.nn.Module())
+        inner = getattr(inner, parent)
+    inner.register_parameter(last, torch.nn.Parameter(torch.zeros(2, 2)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_model(module, path, {"blk.0.attn_q.weight": name}, assign=assign)
+    assert [(w.category, w.filename) for w in caught] == [(UserWarning, __file__)] * warned
+    assert all("rows of q and k are in llama.cpp's order" in str(w.message) for w in caught)

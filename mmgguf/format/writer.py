@@ -11,10 +11,12 @@ import math
 import operator
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, Protocol, TypeGuard, cast
 
+import ml_dtypes
 import numpy as np
 
 from ..errors import UnknownTypeError
@@ -131,11 +133,12 @@ def write(
         and `TypedValue` forces a type.  What a type does not hold is an error.  ``general.alignment`` is added
         where it is needed.  A file that is merged from shards should not inherit their ``split.*`` keys.
     tensors : Mapping of str
-        Data by name, in the order of the file: arrays (or what `numpy.asarray` takes), whose ggml type
-        follows from the dtype; `TypedTensor`; or tensors of an opened file, whose stored form is copied.
+        Data by name, in the order of the file: arrays (or what `numpy.asarray` takes, and torch tensors, also of
+        bfloat16), whose ggml type follows from the dtype; `TypedTensor`; tensors of an opened file, whose stored form
+        is copied; or packed ones, as the adapters for torch and JAX hand them out with ``dequantize=False``.
     alignment : int, optional
         Where tensors begin, relative to the data section: at multiples of this power of two from 8 up.  By default
-        what ``general.alignment`` in the metadata says, and 32 without it.
+        what ``general.alignment`` in the metadata says, and 32 without it.  llama.cpp refuses 8 and 16.
     byte_order : {"little", "big"}
         Of everything in the file, the tensors included.
 
@@ -260,11 +263,10 @@ def _plan_tensor(name: str, raw: bytes, value: Any) -> _Plan:
         # Its data is looked up when its turn comes: a file read through `backend="read"` reads it only then.
         tensor = value
         return _checked(_Plan(name, raw, _known_type(value.type, name), tuple(value.shape), lambda: tensor.data))
+    elif hasattr(value, "ggml_type") and hasattr(value, "logical_shape"):  # packed weights in a framework's memory
+        type_, shape, data = _known_type(value.ggml_type, name), value.logical_shape, _as_array(value.data, name)
     else:
-        try:
-            data, shape = np.asarray(value), None
-        except ValueError as error:  # lists of different lengths
-            raise ValueError(f"{name}: {error}") from None
+        data, shape = _as_array(value, name), None
         type_ = _type_of(data.dtype, name)
     array = _as_blocks(data, type_, name)
     if shape is None:
@@ -272,6 +274,25 @@ def _plan_tensor(name: str, raw: bytes, value: Any) -> _Plan:
     plan = _checked(_Plan(name, raw, type_, _as_shape(shape, name), lambda: array))
     _fit(array, plan)
     return plan
+
+
+def _as_array(value: Any, name: str) -> Array:
+    """What `numpy.asarray` makes of a value; of a torch tensor also where that knows no way."""
+    torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+    try:
+        if torch is None or not isinstance(value, torch.Tensor):
+            return np.asarray(value)
+        tensor = value.detach().cpu()
+        if tensor.dtype == torch.bfloat16:
+            array: Array = tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+            return array
+        return np.asarray(tensor)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # a list of unequal lists, a dtype that numpy lacks
+        raise (ValueError if isinstance(error, ValueError) else TypeError)(f"{name}: {error}") from None
 
 
 def _is_stored_tensor(value: Any) -> TypeGuard[StoredTensor]:
