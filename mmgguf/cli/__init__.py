@@ -17,9 +17,11 @@ from ..dequant import BACKENDS
 from .bench import bench
 from .convert import convert, dequantize
 from .demo import demo
+from .edit import edit
 from .ls import ls
 from .printing import errors_as_one_line, safe
 from .show import show
+from .split import extract, merge, split
 from .verify import compare, verify
 
 __all__ = ["app"]
@@ -76,4 +78,8 @@ app.command()(compare)
 app.command()(demo)
 app.command()(bench)
 app.command()(convert)
+app.command()(edit)
+app.command()(split)
+app.command()(merge)
+app.command()(extract)
 app.command()(dequantize)

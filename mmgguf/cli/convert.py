@@ -1,4 +1,4 @@
-"""``mmgguf convert``: GGUF to safetensors and back; ``mmgguf dequantize``: GGUF to plain numbers."""
+"""``mmgguf convert``: GGUF to safetensors and back, or byte order; ``mmgguf dequantize``: GGUF to plain numbers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ class Dtype(StrEnum):
     FLOAT64 = "float64"
 
 
+class ByteOrder(StrEnum):
+    """What ``--byte-order`` takes."""
+
+    LITTLE = "little"
+    BIG = "big"
+
+
 _Names = Annotated[
     list[str] | None,
     typer.Option("--names", "-n", metavar="GLOB", help="Only these tensors, as 'blk.0.*'; repeatable."),
@@ -39,12 +46,24 @@ def convert(
         Dtype | None, typer.Option(help="What blocks and floats become; else blocks float32, floats as they are.")
     ] = None,
     names: _Names = None,
+    byte_order: Annotated[
+        ByteOrder | None, typer.Option(help="GGUF to GGUF of that byte order; blocks stay blocks.")
+    ] = None,
     force: _Force = False,
 ) -> None:
-    """Convert GGUF to safetensors, dequantizing blocks, or safetensors to GGUF of plain types.
+    """Convert GGUF to safetensors, dequantizing blocks, safetensors to GGUF of plain types, or GGUF's byte order.
 
     The target's suffix tells the direction.  Metadata goes along; memory does not grow with the model.
     """
+    if byte_order is not None:
+        if dtype is not None or names:
+            raise typer.BadParameter("takes neither --dtype nor --names", param_hint="--byte-order")
+        from ..edit import convert_byte_order
+
+        with progress_bar(target.name) as progress:
+            convert_byte_order(source, target, byte_order=byte_order.value, force=force, progress=progress)
+        print_note(f"wrote {target}: {size_text(os.path.getsize(target))}")
+        return
     if Path(source).suffix == target.suffix:
         raise typer.BadParameter(
             f"both files are {target.suffix[1:]}: there is nothing to convert", param_hint="TARGET"

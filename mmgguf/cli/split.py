@@ -1,0 +1,110 @@
+"""``mmgguf split``, ``merge`` and ``extract``: a model in several files, in one, or some of its tensors."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from .printing import is_terminal, print_lines, print_note, print_table, safe, size_text
+from .progress import progress_bar
+
+__all__ = ["extract", "merge", "parse_size", "split"]
+
+_UNITS: Final = {
+    letter + end: base**power
+    for power, letter in enumerate("KMGT", 1)
+    for end, base in (("", 1000), ("B", 1000), ("iB", 1024))
+} | {"": 1, "B": 1}
+
+_Force = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
+_File = Annotated[str, typer.Argument(help="A GGUF file, or any shard of a split model.")]
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``2GiB``, ``500M`` (of 1000, as llama.cpp counts) or a plain number.
+
+    >>> parse_size("2GiB"), parse_size("1.5K")
+    (2147483648, 1500)
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    units = {name.lower(): factor for name, factor in _UNITS.items()}
+    if match is None or match[2].lower() not in units:
+        raise typer.BadParameter(f"{text!r:.40} is no size, as 2GiB or 500M are")
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+def split(
+    file: _File,
+    prefix: Annotated[Path, typer.Argument(help="The shards will be PREFIX-00001-of-00003.gguf, ….")],
+    max_size: Annotated[
+        int | None, typer.Option(metavar="SIZE", parser=parse_size, help="Bytes of tensors per shard, as 2GiB or 500M.")
+    ] = None,
+    max_tensors: Annotated[int | None, typer.Option(metavar="N", min=1, help="Tensors per shard.")] = None,
+    at_layers: Annotated[bool, typer.Option("--at-layers", help="Never divide a layer.")] = False,
+    empty_first: Annotated[
+        bool, typer.Option("--no-tensor-first-split", help="Leave the first shard without tensors.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the shards.")] = False,
+    force: _Force = False,
+) -> None:
+    """Split a model into shards, as llama.cpp lays them out.
+
+    Into a pipe: one line per shard, path, tensors and bytes of tensors separated by tabs.
+    """
+    import mmgguf
+
+    from ..edit import plan_split
+    from ..edit import split as split_file
+
+    if max_size is None and max_tensors is None and not at_layers:
+        raise typer.BadParameter("one of them is needed", param_hint="'--max-size' / '--max-tensors' / '--at-layers'")
+    options = {"max_size": max_size, "max_tensors": max_tensors}
+    with mmgguf.open(file) as f:
+        parts = plan_split(f, **options, at_layers=at_layers, empty_first=empty_first)
+        rows = [
+            (f"{prefix}-{no:05d}-of-{len(parts):05d}.gguf", len(part), sum(t.nbytes for t in part))
+            for no, part in enumerate(parts, 1)
+        ]
+        if not dry_run:
+            with progress_bar(f"{len(parts)} shards") as progress:
+                split_file(
+                    f, prefix, **options, at_layers=at_layers, empty_first=empty_first, force=force, progress=progress
+                )
+    if is_terminal():
+        table = [(path, count, size_text(nbytes)) for path, count, nbytes in rows]
+        print_table(("shard", "tensors", "size"), table, right=("tensors", "size"), flexible="shard")
+    else:
+        print_lines(rows)
+
+
+def merge(
+    file: Annotated[str, typer.Argument(help="Any shard of a split model.")],
+    output: Annotated[Path, typer.Argument(help="The file to write.")],
+    force: _Force = False,
+) -> None:
+    """Put the shards of a model together into one file."""
+    from ..edit import merge as merge_file
+
+    with progress_bar(output.name) as progress:
+        merge_file(file, output, force=force, progress=progress)
+    print_note(f"wrote {safe(output)}: {size_text(os.path.getsize(output))}")
+
+
+def extract(
+    file: _File,
+    output: Annotated[Path, typer.Argument(help="The file to write.")],
+    names: Annotated[
+        list[str], typer.Option("--names", "-n", metavar="GLOB", help="These tensors, as 'blk.0.*'; repeatable.")
+    ],
+    force: _Force = False,
+) -> None:
+    """Write some tensors of a model to a file of their own, with all of its metadata."""
+    from ..edit import extract as extract_file
+
+    with progress_bar(output.name) as progress:
+        extract_file(file, output, names=names, force=force, progress=progress)
+    print_note(f"wrote {safe(output)}: {size_text(os.path.getsize(output))}")
