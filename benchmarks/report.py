@@ -27,7 +27,7 @@ COLOURS = {
     "mmgguf, numba": "#0b6e99",
     "mmgguf, numpy": "#6bb3d1",
     "mmgguf, numba, all cores": "#073b52",
-    "mmgguf, backend=read": "#6bb3d1",
+    "mmgguf, storage=read": "#6bb3d1",
     "unbuffered (preadv)": "#4d4d4d",
     "buffered (64 KiB)": "#808080",
     "np.fromfile": "#b3b3b3",
@@ -280,21 +280,21 @@ def _memory(benches: list[Bench], folder: Path) -> str:
             for bench in group:
                 for step, found in bench["extra_info"]["steps"].items():
                     numbers = [f"{found[kind] / mib:.1f}" for kind in ("anonymous", "file", "share")]
-                    rows.append([bench["extra_info"]["backend"], step, *numbers])
+                    rows.append([bench["extra_info"]["storage"], step, *numbers])
             size = group[0]["extra_info"]["nbytes"] / mib
             text += f"\n### {label}: {size:.0f} MiB of tensors, MiB added since the start\n\n"
-            text += _table(rows, ["backend", "after", "anonymous", "file-backed", "proportional share"])
+            text += _table(rows, ["storage", "after", "anonymous", "file-backed", "proportional share"])
         elif "four processes" in label:
             values = {}
             rows = []
             for bench in group:
                 info = bench["extra_info"]
-                values[f"backend={info['backend']}"] = {
+                values[f"storage={info['storage']}"] = {
                     f"process {i}": one["share"] / mib for i, one in enumerate(info["each"], 1)
                 }
                 rows.append(
                     [
-                        info["backend"],
+                        info["storage"],
                         *(f"{one['share'] / mib:.0f}" for one in info["each"]),
                         f"{info['together'] / mib:.0f}",
                     ]
@@ -303,7 +303,7 @@ def _memory(benches: list[Bench], folder: Path) -> str:
             text += _bars(
                 folder, "memory", values, "MiB of memory, proportional share", width=6, marks=lambda v: f"{v:.0f}"
             )
-            text += "\n" + _table(rows, ["backend", "1", "2", "3", "4", "together"])
+            text += "\n" + _table(rows, ["storage", "1", "2", "3", "4", "together"])
         else:
             added = group[0]["extra_info"]["steps"]["open"]["anonymous"] / mib
             text += f"\n### {label}\n\nOpening it added {added:.2f} MiB of anonymous memory.\n"

@@ -81,8 +81,8 @@ def path(work: Work, files: Files, request: pytest.FixtureRequest) -> str:
 
 
 def _expected(work: Work, pattern: str, total: Callable[[Any], int]) -> int:
-    with mmgguf.open(work.model.path, backend="read") as file:
-        return PATTERNS[pattern](work, WAYS["mmgguf, backend=read"], file, total)
+    with mmgguf.open(work.model.path, storage="read") as file:
+        return PATTERNS[pattern](work, WAYS["mmgguf, storage=read"], file, total)
 
 
 def _describe(benchmark: Any, work: Work, pattern: str, touch: str, cache: str, way: str) -> None:

@@ -18,7 +18,7 @@ from mmgguf.bench.process import Child
 
 from .conftest import Files, Model
 
-BACKENDS = ["mmap", "read"]
+STORAGES = ["mmap", "read"]
 KINDS = ("anonymous", "file", "share", "file_share")
 
 
@@ -39,20 +39,20 @@ def _added(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
     return {kind: after[kind] - before[kind] for kind in KINDS}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_one_process(benchmark: Any, large_model: Model, backend: str) -> None:
+@pytest.mark.parametrize("storage", STORAGES)
+def test_one_process(benchmark: Any, large_model: Model, storage: str) -> None:
     benchmark.group = f"memory: {large_model.label}, one process"
     steps: dict[str, dict[str, int]] = {}
 
     def run() -> None:
         with Child() as child:
-            for step in (("open", large_model.path, backend), ("touch",), ("release",), ("drop",), ("close",)):
+            for step in (("open", large_model.path, storage), ("touch",), ("release",), ("drop",), ("close",)):
                 steps[step[0]] = _added(child.step(*step), child.memory)
 
     benchmark.pedantic(run, rounds=1)
     nbytes = _data(large_model)
     touched = steps["touch"]
-    if backend == "mmap":
+    if storage == "mmap":
         # Pages of the file: nothing of the process's own.  A file in the cache may be mapped in larger pieces.
         assert touched["file"] > 0.9 * nbytes
         assert touched["anonymous"] < 64 << 20
@@ -60,11 +60,11 @@ def test_one_process(benchmark: Any, large_model: Model, backend: str) -> None:
     else:
         assert touched["anonymous"] > 0.9 * nbytes
     assert steps["close"]["anonymous"] + steps["close"]["file"] < 0.2 * nbytes + (96 << 20)
-    benchmark.extra_info.update(backend=backend, nbytes=nbytes, processes=1, steps=steps)
+    benchmark.extra_info.update(storage=storage, nbytes=nbytes, processes=1, steps=steps)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_four_processes(benchmark: Any, large_model: Model, backend: str) -> None:
+@pytest.mark.parametrize("storage", STORAGES)
+def test_four_processes(benchmark: Any, large_model: Model, storage: str) -> None:
     """Four workers with the same weights: mapped they share one copy, read they have four."""
     benchmark.group = f"memory: {large_model.label}, four processes"
     found: list[dict[str, int]] = []
@@ -72,7 +72,7 @@ def test_four_processes(benchmark: Any, large_model: Model, backend: str) -> Non
     def run() -> None:
         with ExitStack() as stack:
             children = [stack.enter_context(Child()) for _ in range(4)]
-            for step in (("open", large_model.path, backend), ("touch",)):
+            for step in (("open", large_model.path, storage), ("touch",)):
                 for child in children:
                     child.begin(*step)
                 totals = {child.end()["total"] for child in children}
@@ -83,11 +83,11 @@ def test_four_processes(benchmark: Any, large_model: Model, backend: str) -> Non
     benchmark.pedantic(run, rounds=1)
     nbytes = _data(large_model)
     together = sum(one["share"] for one in found)
-    if backend == "mmap":
+    if storage == "mmap":
         assert together < 1.5 * nbytes + (256 << 20)
     else:
         assert together > 3.5 * nbytes
-    benchmark.extra_info.update(backend=backend, nbytes=nbytes, processes=4, together=together, each=found)
+    benchmark.extra_info.update(storage=storage, nbytes=nbytes, processes=4, together=together, each=found)
 
 
 def test_huge_file(benchmark: Any, files: Files) -> None:

@@ -32,9 +32,9 @@ RESULTS: dict[str, Any] = {
         _bench("access: llama, one row, first touch, cold", 0.001, way="mmgguf", nbytes=10**3),
         _bench("dequantize: Q4_K", 0.01, contestant="mmgguf, numba", written=10**8),
         _bench("dequantize: Q4_K", 0.02, contestant="C library", written=10**8),
-        _bench("memory: llama, one process", 1, backend="mmap", nbytes=9 << 20, steps={"touch": MEMORY}),
+        _bench("memory: llama, one process", 1, storage="mmap", nbytes=9 << 20, steps={"touch": MEMORY}),
         _bench(
-            "memory: llama, four processes", 1, backend="mmap", nbytes=9 << 20, together=28 << 20, each=[MEMORY] * 4
+            "memory: llama, four processes", 1, storage="mmap", nbytes=9 << 20, together=28 << 20, each=[MEMORY] * 4
         ),
         _bench("memory: sparse file", 1, nbytes=40 << 30, steps={"open": MEMORY}),
         *(_bench("scaling: open", n / 1000, what="tensors", count=1000 * n, times=n) for n in (1, 2, 4, 8)),

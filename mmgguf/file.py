@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -23,10 +24,10 @@ from .format.shards import ShardName, shard_name
 from .selection import Names, Progress, select, values, walk
 from .storage.local import (
     Access,
-    Backend,
     Identity,
     Mode,
     StorageFile,
+    StorageKind,
     open_descriptor,
     open_storage,
     require_identity,
@@ -34,7 +35,7 @@ from .storage.local import (
 from .tensor import Tensor
 from .types import ByteOrder, FileType, layout_of
 
-__all__ = ["GGUFFile", "Shard", "open"]
+__all__ = ["GGUFFile", "Shard", "Source", "open", "opened"]
 
 #: How much is waited for at a time, so that progress can be shown.
 _PREFETCH_STEP: Final = 16 << 20
@@ -182,12 +183,11 @@ class GGUFFile(Mapping[str, Tensor]):
         self._require_open()
         return sum(info.n_elements for shard in self.shards for info in shard.header.tensors.values())
 
-    @property
     def layers(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by layer, then by the rest of their name.
 
         As ollama groups them: ``blk.N`` and ``mm.N``, with whatever stands before them, are a layer; all other
-        tensors go by the first part of their name.  ``f.layers["blk.0"]["attn_q.weight"]``.
+        tensors go by the first part of their name.  ``f.layers()["blk.0"]["attn_q.weight"]``.
         """
         layers: dict[str, dict[str, Tensor]] = {}
         for name in self:
@@ -318,7 +318,7 @@ class GGUFFile(Mapping[str, Tensor]):
         self._require_open()
         file = self.shards[0].file
         identities = [shard.file.identity for shard in self.shards]
-        return _restore, (file.absolute_path, file.backend, file.mode, self._access, self._lock, identities)
+        return _restore, (file.absolute_path, file.kind, file.mode, self._access, self._lock, identities)
 
     def __repr__(self) -> str:
         if self._closed:
@@ -328,10 +328,10 @@ class GGUFFile(Mapping[str, Tensor]):
 
 
 def open(
-    path: str | os.PathLike[str],
-    backend: Backend = "mmap",
-    mode: Mode = "r",
+    source: str | os.PathLike[str],
     *,
+    storage: StorageKind = "mmap",
+    mode: Mode = "r",
     access: Access = "normal",
     lock: bool = False,
 ) -> GGUFFile:
@@ -339,9 +339,9 @@ def open(
 
     Parameters
     ----------
-    path : path-like
+    source : path-like
         The file.
-    backend : {"mmap", "read"}
+    storage : {"mmap", "read"}
         ``"mmap"``: tensors are views of the mapped file.  ``"read"``: each is read into fresh memory when it is asked
         for; meant for network file systems, and for files that others may truncate.
     mode : {"r", "c"}
@@ -349,7 +349,7 @@ def open(
     access : {"normal", "sequential", "random"}
         How the data will be read, as advice to the kernel.
     lock : bool, default False
-        Keep the mapped file in memory (``mlock``); only with ``backend="mmap"`` and ``mode="r"``, since locking what
+        Keep the mapped file in memory (``mlock``); only with ``storage="mmap"`` and ``mode="r"``, since locking what
         is copy-on-write copies all of it.
 
     Returns
@@ -367,20 +367,20 @@ def open(
         An argument that is none of these, or a `lock` that cannot be had.
     """
     for what, given, allowed in (
-        ("backend", backend, ("mmap", "read")),
+        ("storage", storage, ("mmap", "read")),
         ("mode", mode, ("r", "c")),
         ("access", access, ("normal", "sequential", "random")),
     ):
         if given not in allowed:
             raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, got {given!r}")
-    if lock and (backend, mode) != ("mmap", "r"):
-        raise ValueError(f"lock=True needs backend='mmap' and mode='r', got {backend!r} and {mode!r}")
-    name = os.fsdecode(path)
-    shards = [_open_shard(name, backend, mode)]
+    if lock and (storage, mode) != ("mmap", "r"):
+        raise ValueError(f"lock=True needs storage='mmap' and mode='r', got {storage!r} and {mode!r}")
+    name = os.fsdecode(source)
+    shards = [_open_shard(name, storage, mode)]
     try:
         count = _split_value(shards[0], "split.count", 1)
         if count > 1:
-            shards = _open_rest(shards[0], count, backend, mode)
+            shards = _open_rest(shards[0], count, storage, mode)
         for shard in shards:
             if access != "normal":
                 shard.file.advise(access)
@@ -393,10 +393,24 @@ def open(
         raise
 
 
+#: What takes a file takes its path, or the file opened already.
+Source = str | os.PathLike[str] | GGUFFile
+
+
+@contextmanager
+def opened(source: Source, *, storage: StorageKind = "mmap", mode: Mode = "r") -> Iterator[GGUFFile]:
+    """The open file itself; or the file at a path, which is closed again (arrays of it stay valid)."""
+    if isinstance(source, GGUFFile):
+        yield source
+        return
+    with open(source, storage=storage, mode=mode) as f:
+        yield f
+
+
 def _restore(
-    path: str, backend: Backend, mode: Mode, access: Access, lock: bool, identities: list[Identity]
+    path: str, storage: StorageKind, mode: Mode, access: Access, lock: bool, identities: list[Identity]
 ) -> GGUFFile:
-    file = open(path, backend, mode, access=access, lock=lock)
+    file = open(path, storage=storage, mode=mode, access=access, lock=lock)
     try:
         if len(file.shards) != len(identities):
             raise FileChangedError(f"{path}: had {len(identities)} shards when it was sent, has {len(file.shards)} now")
@@ -408,7 +422,7 @@ def _restore(
     return file
 
 
-def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
+def _open_shard(path: str, storage: StorageKind, mode: Mode) -> Shard:
     descriptor = open_descriptor(path)
     try:
         with io.FileIO(descriptor, closefd=False) as raw:
@@ -420,7 +434,7 @@ def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
     except OSError as error:  # of some special files there is no end to seek to
         error.filename = path
         raise
-    file = open_storage(descriptor, path, backend, mode)
+    file = open_storage(descriptor, path, storage, mode)
     if file.size != seeker.size:
         # The header was held against another size than the one that is mapped.
         file.close()
@@ -430,7 +444,7 @@ def _open_shard(path: str, backend: Backend, mode: Mode) -> Shard:
     return Shard(path, header, file)
 
 
-def _open_rest(given: Shard, count: int, backend: Backend, mode: Mode) -> list[Shard]:
+def _open_rest(given: Shard, count: int, storage: StorageKind, mode: Mode) -> list[Shard]:
     """All shards of the split that `given` belongs to, in order, held against each other."""
     name = shard_name(given.path, count)
     every = (name.path(no) for no in range(1, count + 1))
@@ -442,7 +456,7 @@ def _open_rest(given: Shard, count: int, backend: Backend, mode: Mode) -> list[S
     shards: list[Shard] = []
     try:
         for no in range(1, count + 1):
-            shards.append(given if no == name.no else _open_shard(name.path(no), backend, mode))
+            shards.append(given if no == name.no else _open_shard(name.path(no), storage, mode))
             _check_shard(shards[-1], no, name)
         _check_together(shards)
     except BaseException:

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MissingExtraError
-from .file import GGUFFile
-from .loading import Source, TensorMapping, opened
+from .file import GGUFFile, Source, opened
+from .loading import TensorMapping
 from .selection import Names, Progress, empty, result_dtype, store, walk
 from .tensor import Tensor
 from .types import GGMLType

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from .file import GGUFFile, open
+from .file import GGUFFile, Source, opened
 from .selection import Names, Progress, values, walk
-from .storage.local import Mode
 
-__all__ = ["Source", "TensorMapping", "load_file", "opened"]
+__all__ = ["TensorMapping", "load_file"]
 
 _T = TypeVar("_T")
-
-#: A file's path, or the file opened already.
-Source = str | os.PathLike[str] | GGUFFile
 
 
 class TensorMapping(Mapping[str, _T]):
@@ -44,16 +38,6 @@ class TensorMapping(Mapping[str, _T]):
         return id(self)
 
 
-@contextmanager
-def opened(source: Source, mode: Mode = "r") -> Iterator[GGUFFile]:
-    """The file itself, or the file at a path, which is closed again; arrays of it stay valid."""
-    if isinstance(source, GGUFFile):
-        yield source
-        return
-    with open(source, mode=mode) as f:
-        yield f
-
-
 def load_file(
     path: Source,
     dtype: npt.DTypeLike | None = None,
@@ -66,7 +50,7 @@ def load_file(
     Parameters
     ----------
     path : path-like or GGUFFile
-        The file.  To read instead of mapping, open it with ``backend="read"`` and pass that.
+        The file.  To read instead of mapping, open it with ``storage="read"`` and pass that.
     dtype : {float32, float16, bfloat16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32.

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from .errors import FormatError, shown
+from .file import Source, opened
 from .format.strings import encoded_size, is_utf8
 from .format.target import replacing
-from .loading import Source, opened
 from .selection import Names, Progress, chunks, result_dtype, select, walk
 from .tensor import Tensor
 

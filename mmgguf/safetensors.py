@@ -29,13 +29,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import FormatError, GGUFError, MissingExtraError, UnknownTypeError, shown
-from .file import GGUFFile
+from .file import GGUFFile, Source, opened
 from .format.metadata import Metadata
 from .format.strings import is_utf8
 from .format.target import replacing, require_other_file
 from .format.values import TypedValue
 from .format.writer import TypedTensor, write
-from .loading import Source, opened
 from .selection import Names, Progress, chunks, match, result_dtype, select, walk
 from .storage.local import open_descriptor
 from .types import LAYOUTS, GGMLType, ValueType

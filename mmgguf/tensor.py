@@ -124,7 +124,7 @@ class Tensor(Arithmetic):
 
     @property
     def data(self) -> npt.NDArray[Any]:
-        """The stored form: a view of the mapped file (with ``backend="read"``, a fresh copy of it).
+        """The stored form: a view of the mapped file (with ``storage="read"``, a fresh copy of it).
 
         Returns
         -------
@@ -156,11 +156,11 @@ class Tensor(Arithmetic):
     def _data_for(self, key: Any) -> tuple[npt.NDArray[Any], Any]:
         """As much of the stored form as an index needs, and the index into that.
 
-        A mapping hands out all of it for nothing.  With ``backend="read"`` only what integers in front and the slice
+        A mapping hands out all of it for nothing.  With ``storage="read"`` only what integers in front and the slice
         after them choose is read, or of a list or mask of rows these.
         """
         parts = key if isinstance(key, tuple) else (key,)
-        if self.storage.backend == "mmap" or not parts:
+        if self.storage.kind == "mmap" or not parts:
             return self.data, key
         shape, dtype = self._stored_form()
         start, depth = 0, 0
@@ -197,39 +197,41 @@ class Tensor(Arithmetic):
         inner = self._stored_form()[0][1:]
         return self._stored(start * math.prod(inner), (stop - start, *inner))
 
-    def rows(self, rank: int, world: int) -> npt.NDArray[Any]:
-        """The stored form of one rank's share of the slowest axis: a view of the mapped file.
+    def partition(self, rank: int, world: int, axis: int = 0) -> npt.NDArray[Any]:
+        """The stored form of one rank's part of the tensor, cut along one axis.
 
         Parameters
         ----------
         rank, world : int
-            Which share, from 0, of how many.  Shares differ by at most one where `world` does not divide the axis.
+            Which part, from 0, of how many.  Parts differ by at most one row or block where `world` does not divide
+            the axis.
+        axis : int, default 0
+            Of `shape`: 0 for rows, -1 for columns, which are cut at block boundaries.
 
         Returns
         -------
         ndarray
-            A part of `data` along its first axis; `mmgguf.dequantize` makes numbers of it.  A tensor without axes is
-            every rank's.
+            A part of `data` along that axis, a view of a mapped file; `mmgguf.dequantize` makes numbers of it.  With
+            ``storage="read"`` only the part is read for axis 0, and all of the tensor for others.  A tensor without
+            axes is every rank's.
 
         Raises
         ------
         ValueError
-            `rank` is not from 0 to ``world - 1``.
+            `rank` is not from 0 to ``world - 1``, or the tensor has no such axis.
         """
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be from 0 to world - 1, got rank {rank} of world {world}")
+        if not -max(self.ndim, 1) <= axis < max(self.ndim, 1):
+            raise ValueError(f"{shown(self.name)}: no axis {axis} in a tensor of {self.ndim} dimensions")
         if not self.ndim:
-            _share(1, rank, world)
             return self.data
-        start, stop = _share(self._stored_form()[0][0], rank, world)
-        return self._stored_rows(start, stop)
-
-    def columns(self, rank: int, world: int) -> npt.NDArray[Any]:
-        """As `rows`, along the fastest axis: shares begin and end at block boundaries.
-
-        With ``backend="read"`` the whole tensor is read for it.
-        """
-        data = self.data
-        start, stop = _share(data.shape[-1] if data.ndim else 1, rank, world)
-        return data[..., start:stop] if data.ndim else data
+        axis %= self.ndim
+        length = self._stored_form()[0][axis]
+        start, stop = length * rank // world, length * (rank + 1) // world
+        if axis == 0:
+            return self._stored_rows(start, stop)
+        return self.data[(slice(None),) * axis + (slice(start, stop),)]
 
     def dequantize(
         self,
@@ -424,7 +426,7 @@ class Tensor(Arithmetic):
     def __reduce__(self) -> tuple[Any, ...]:
         # By reference: where the data lies, not the data.
         file = self.storage
-        where = (file.absolute_path, file.backend, file.mode, file.identity)
+        where = (file.absolute_path, file.kind, file.mode, file.identity)
         return _restore, (self.info, where, self.data_offset, self.byte_order)
 
     def __repr__(self) -> str:
@@ -435,12 +437,6 @@ class Tensor(Arithmetic):
 
 def _restore(info: TensorInfo, where: tuple[Any, ...], data_offset: int, byte_order: ByteOrder) -> Tensor:
     return Tensor(info, open_same(*where), data_offset, byte_order)
-
-
-def _share(length: int, rank: int, world: int) -> tuple[int, int]:
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must be from 0 to world - 1, got rank {rank} of world {world}")
-    return length * rank // world, length * (rank + 1) // world
 
 
 def _extent(wanted: range) -> tuple[int, int]:

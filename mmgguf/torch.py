@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from .dequant import dequantize
 from .errors import MissingExtraError, shown
-from .file import GGUFFile
-from .loading import Source, TensorMapping, opened
+from .file import GGUFFile, Source, opened
+from .loading import TensorMapping
 from .selection import Names, Progress, empty, ranges, result_dtype, select, store, walk
 from .storage.local import MappedFile, StorageFile
 from .tensor import Tensor
@@ -147,7 +147,7 @@ class Tensors(TensorMapping[torch.Tensor]):
     -----
     On the CPU plain tensors share memory with a copy-on-write mapping of the file: the file's own if it was opened
     with ``mode="c"`` (writes are then seen in its arrays too), otherwise one made here.  Big-endian data and data
-    that is not aligned is copied.  A `GGUFFile` with ``backend="read"`` gives each tensor memory of its own.
+    that is not aligned is copied.  A `GGUFFile` with ``storage="read"`` gives each tensor memory of its own.
     """
 
     def __init__(
@@ -487,7 +487,7 @@ def _native(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if array.dtype != dtype or not array.flags.aligned:
         return array.astype(dtype)
     if not array.flags.writeable:
-        # Only `backend="read"` gets here: the memory is this array's own, and nobody else has it.
+        # Only `storage="read"` gets here: the memory is this array's own, and nobody else has it.
         array.flags.writeable = True
     return array
 

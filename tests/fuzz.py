@@ -228,17 +228,17 @@ def judge(data: bytes, path: Path, cli: bool = False) -> str | None:
         refusal = error
         touch.bounded(str(error))
     path.write_bytes(data)
-    for backend in ("mmap", "read"):
-        _judge_open(path, backend, refusal)
+    for storage in ("mmap", "read"):
+        _judge_open(path, storage, refusal)
     if cli:
         _judge_commands(path)
     return None if refusal is None else error_key(refusal)
 
 
-def _judge_open(path: Path, backend: Any, refusal: GGUFError | None) -> None:
+def _judge_open(path: Path, storage: Any, refusal: GGUFError | None) -> None:
     try:
-        f = mmgguf.open(path, backend=backend)
-    except (mmgguf.SplitError, mmgguf.MetadataTypeError) as error:
+        f = mmgguf.open(path, storage=storage)
+    except (mmgguf.errors.SplitError, mmgguf.errors.MetadataTypeError) as error:
         # About the file's place among others, of which `read_header` knows nothing.
         touch.bounded(str(error))
         if refusal is not None:
@@ -252,7 +252,7 @@ def _judge_open(path: Path, backend: Any, refusal: GGUFError | None) -> None:
         if refusal is not None:
             raise Violation(f"read_header refused: {refusal}; open accepted it")
         touch.file(f)
-    if backend == "read":
+    if storage == "read":
         for finding in mmgguf.verify(path, data=True):
             touch.bounded(finding.message)
         digests = mmgguf.digest(path)
@@ -359,8 +359,8 @@ def _uses(data: bytes, path: Path) -> list[tuple[str, Callable[[], Any]]]:
 
     from mmgguf.cli import app
 
-    def use_open(backend: Any) -> None:
-        with mmgguf.open(path, backend=backend) as f:
+    def use_open(storage: Any) -> None:
+        with mmgguf.open(path, storage=storage) as f:
             touch.file(f)
 
     def dequantize() -> None:

@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import ClosedError, FileChangedError, GGMLType, NameNotFoundError, SplitError
+from mmgguf import GGMLType
+from mmgguf.errors import ClosedError, FileChangedError, NameNotFoundError, SplitError
 from mmgguf.storage import local as memory
 
 from .support.build import Build
 from .support.cases import BY_ID
 
-BACKENDS = pytest.mark.parametrize("backend", ["mmap", "read"])
+STORAGES = pytest.mark.parametrize("storage", ["mmap", "read"])
 RNG = np.random.default_rng(7)
 
 
@@ -52,9 +53,9 @@ def path(tmp_path: Path) -> Path:
     return target
 
 
-@BACKENDS
-def test_a_file_at_a_glance(backend: Any, path: Path) -> None:
-    with mmgguf.open(path, backend=backend) as f:
+@STORAGES
+def test_a_file_at_a_glance(storage: Any, path: Path) -> None:
+    with mmgguf.open(path, storage=storage) as f:
         assert f.architecture == "llama"
         assert f.config["block_count"] == f.config.get_int("block_count") == 11
         assert f.file_type is mmgguf.FileType.MOSTLY_Q4_K_M
@@ -81,7 +82,7 @@ def test_a_file_at_a_glance(backend: Any, path: Path) -> None:
 
 def test_layers_are_grouped_as_ollama_does(path: Path) -> None:
     with mmgguf.open(path) as f:
-        assert {layer: list(tensors) for layer, tensors in f.layers.items()} == {
+        assert {layer: list(tensors) for layer, tensors in f.layers().items()} == {
             "token_embd": ["weight"],
             "blk.0": ["attn_q.weight", "ffn.weight"],
             "blk.10": ["attn_q.weight"],
@@ -90,27 +91,27 @@ def test_layers_are_grouped_as_ollama_does(path: Path) -> None:
             "mm": ["weight"],
             "output": [""],
         }
-        assert f.layers["blk.0"]["attn_q.weight"].name == "blk.0.attn_q.weight"
+        assert f.layers()["blk.0"]["attn_q.weight"].name == "blk.0.attn_q.weight"
 
 
 @pytest.mark.parametrize(
-    ("backend", "mode", "match"), [("file", "r", "backend"), ("mmap", "w", "mode"), ("mmap", "r+", "mode")]
+    ("storage", "mode", "match"), [("file", "r", "storage"), ("mmap", "w", "mode"), ("mmap", "r+", "mode")]
 )
-def test_unknown_backends_and_modes(backend: Any, mode: Any, match: str, path: Path) -> None:
+def test_unknown_storages_and_modes(storage: Any, mode: Any, match: str, path: Path) -> None:
     with pytest.raises(ValueError, match=match):
-        mmgguf.open(path, backend=backend, mode=mode)
+        mmgguf.open(path, storage=storage, mode=mode)
 
 
-@pytest.mark.parametrize(("backend", "mode"), [("read", "r"), ("mmap", "c"), ("read", "c")])
-def test_what_cannot_be_locked(backend: Any, mode: Any, path: Path) -> None:
-    with pytest.raises(ValueError, match="lock=True needs backend='mmap' and mode='r'"):
-        mmgguf.open(path, backend=backend, mode=mode, lock=True)
+@pytest.mark.parametrize(("storage", "mode"), [("read", "r"), ("mmap", "c"), ("read", "c")])
+def test_what_cannot_be_locked(storage: Any, mode: Any, path: Path) -> None:
+    with pytest.raises(ValueError, match="lock=True needs storage='mmap' and mode='r'"):
+        mmgguf.open(path, storage=storage, mode=mode, lock=True)
 
 
-@BACKENDS
-def test_an_open_file_is_not_copied(backend: Any, path: Path) -> None:
+@STORAGES
+def test_an_open_file_is_not_copied(storage: Any, path: Path) -> None:
     """The copy would close the original's descriptor."""
-    with mmgguf.open(path, backend=backend) as f:
+    with mmgguf.open(path, storage=storage) as f:
         t = f["token_embd.weight"]
         for use in (copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError):
@@ -146,9 +147,9 @@ KEYS: list[Any] = [
 ]  # fmt: skip
 
 
-@BACKENDS
-def test_indexing_is_numpys(backend: Any, path: Path) -> None:
-    with mmgguf.open(path, backend=backend) as f:
+@STORAGES
+def test_indexing_is_numpys(storage: Any, path: Path) -> None:
+    with mmgguf.open(path, storage=storage) as f:
         t = f["blk.0.ffn.weight"]
         whole = np.array(t.data)
         for key in [*KEYS, (0, 1, 2), (1, slice(None), slice(0, 4, 3)), (..., 1, 2)]:
@@ -190,10 +191,10 @@ class Capsule:
         return self.tensor.__dlpack_device__()
 
 
-@BACKENDS
-def test_dlpack(backend: Any, path: Path) -> None:
+@STORAGES
+def test_dlpack(storage: Any, path: Path) -> None:
     before = path.read_bytes()
-    with mmgguf.open(path, backend=backend) as f:
+    with mmgguf.open(path, storage=storage) as f:
         for t in f.values():
             array = np.from_dlpack(t)  # numpy asks for version 1, which knows read-only memory
             assert not array.flags.writeable
@@ -201,13 +202,13 @@ def test_dlpack(backend: Any, path: Path) -> None:
             old = np.from_dlpack(Capsule(t))  # a consumer of the old kind takes all memory for writable
             # And so it is: what `writable_array` gives is what both got, where the file is mapped.
             writable = t.storage.writable_array(t.file_offset, t.shape, t.data.dtype)
-            assert np.shares_memory(array, writable) == np.shares_memory(old, writable) == (backend == "mmap")
+            assert np.shares_memory(array, writable) == np.shares_memory(old, writable) == (storage == "mmap")
             writable.reshape(-1).view(np.uint8)[:] = 7
             assert not np.shares_memory(t.data, writable)
             assert t.__dlpack_device__() == (1, 0)
     assert path.read_bytes() == before
     assert (writable.reshape(-1).view(np.uint8) == 7).all()
-    with pytest.raises(mmgguf.ClosedError):
+    with pytest.raises(mmgguf.errors.ClosedError):
         t.__dlpack__()
 
 
@@ -236,9 +237,9 @@ def test_dlpack_of_blocks_and_of_the_other_byte_order_is_a_copy(case_id: str, tm
 # ---------------------------------------------------------------- lifetimes
 
 
-@BACKENDS
-def test_arrays_outlive_the_file(backend: Any, path: Path) -> None:
-    f = mmgguf.open(path, backend=backend)
+@STORAGES
+def test_arrays_outlive_the_file(storage: Any, path: Path) -> None:
+    f = mmgguf.open(path, storage=storage)
     tensor = f["token_embd.weight"]
     array, scores, tokens = tensor.data, f.metadata["tokenizer.ggml.scores"], f.metadata["tokenizer.ggml.tokens"]
     expected = array.copy()
@@ -261,7 +262,7 @@ def test_a_closed_file_refuses_work(path: Path) -> None:
     f.close()
     uses: list[Callable[[], Any]] = [
         lambda: f["mm.weight"], lambda: f["nothing"], lambda: list(f), lambda: len(f), lambda: "a" in f,
-        lambda: f.__enter__(), lambda: f.metadata["tokenizer.ggml.tokens"], lambda: f.layers, lambda: f.parameter_count,
+        lambda: f.__enter__(), lambda: f.metadata["tokenizer.ggml.tokens"], f.layers, lambda: f.parameter_count,
     ]  # fmt: skip
     for use in uses:
         with pytest.raises(ClosedError, match="the file is closed"):
@@ -271,8 +272,8 @@ def test_a_closed_file_refuses_work(path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
-@BACKENDS
-def test_close_gives_everything_back(backend: Any, path: Path) -> None:
+@STORAGES
+def test_close_gives_everything_back(storage: Any, path: Path) -> None:
     def in_use() -> tuple[int, int]:
         maps = sum(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines())
         links = [
@@ -282,23 +283,23 @@ def test_close_gives_everything_back(backend: Any, path: Path) -> None:
         ]
         return maps, links.count(str(path))
 
-    f = mmgguf.open(path, backend=backend)
+    f = mmgguf.open(path, storage=storage)
     assert in_use() != (0, 0)
     array = f["token_embd.weight"].data
     f.close()
-    assert in_use()[0] == (1 if backend == "mmap" else 0)
+    assert in_use()[0] == (1 if storage == "mmap" else 0)
     del array
     gc.collect()
     assert in_use() == (0, 0)
-    mmgguf.open(path, backend=backend)  # dropped without close
+    mmgguf.open(path, storage=storage)  # dropped without close
     gc.collect()
     assert in_use() == (0, 0)
 
 
-@BACKENDS
-def test_copy_on_write_never_changes_the_file(backend: Any, path: Path) -> None:
+@STORAGES
+def test_copy_on_write_never_changes_the_file(storage: Any, path: Path) -> None:
     before = path.read_bytes()
-    with mmgguf.open(path, backend=backend, mode="c") as f:
+    with mmgguf.open(path, storage=storage, mode="c") as f:
         f["token_embd.weight"].data[:] = 0
         f["blk.0.ffn.weight"].data[0, 0, 0] += 1
         with pytest.raises(ValueError, match="read-only"):
@@ -306,10 +307,10 @@ def test_copy_on_write_never_changes_the_file(backend: Any, path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@BACKENDS
+@STORAGES
 @pytest.mark.parametrize("change", [-40, 40])
-def test_a_file_of_another_size_is_noticed(backend: Any, change: int, path: Path) -> None:
-    with mmgguf.open(path, backend=backend) as f:
+def test_a_file_of_another_size_is_noticed(storage: Any, change: int, path: Path) -> None:
+    with mmgguf.open(path, storage=storage) as f:
         size = path.stat().st_size
         os.truncate(path, size + change)
         with pytest.raises(FileChangedError, match=f"had {size} bytes when it was opened, has {size + change} now"):
@@ -317,7 +318,7 @@ def test_a_file_of_another_size_is_noticed(backend: Any, change: int, path: Path
 
 
 def test_a_file_cut_during_a_read_is_an_exception(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with mmgguf.open(path, backend="read") as f:
+    with mmgguf.open(path, storage="read") as f:
         monkeypatch.setattr(type(f.shards[0].file), "require_unchanged", lambda self: None)
         os.truncate(path, f["output"].file_offset)
         with pytest.raises(FileChangedError, match="cut off"):
@@ -334,10 +335,10 @@ def test_a_replaced_file_keeps_its_old_bytes(path: Path) -> None:
 # ---------------------------------------------------------------- threads and processes
 
 
-@BACKENDS
-def test_many_threads_read_one_file(backend: Any, path: Path) -> None:
+@STORAGES
+def test_many_threads_read_one_file(storage: Any, path: Path) -> None:
     failures: list[BaseException] = []
-    with mmgguf.open(path, backend=backend) as f:
+    with mmgguf.open(path, storage=storage) as f:
         expected = {name: np.array(t.data) for name, t in f.items()}
 
         def work() -> None:
@@ -366,16 +367,16 @@ def test_many_threads_read_one_file_where_the_system_lacks(
         monkeypatch.delattr(os, name, raising=False)
     test_many_threads_read_one_file("read", path)
     assert (mmgguf.digest(path), mmgguf.verify(path, data=True)) == expected
-    with mmgguf.open(path, backend="read", access="random") as f:
+    with mmgguf.open(path, storage="read", access="random") as f:
         f.prefetch(wait=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@BACKENDS
-def test_a_forked_child_can_go_on(backend: Any, path: Path) -> None:
+@STORAGES
+def test_a_forked_child_can_go_on(storage: Any, path: Path) -> None:
     code = f"""
 import os, mmgguf
-f = mmgguf.open({str(path)!r}, backend={backend!r})
+f = mmgguf.open({str(path)!r}, storage={storage!r})
 before = f["token_embd.weight"].data.sum()
 child = os.fork()
 assert f["token_embd.weight"].data.sum() == before
@@ -419,7 +420,7 @@ def test_tensors_over_4_gib_and_files_over_100_gib(gib: int, tmp_path: Path) -> 
         assert f["large"].data[-1] == 0
         assert f["after"].data.tolist() == [1, 2, 3]
         assert f["large"][size - 2 :].tolist() == [0, 0]
-    with mmgguf.open(target, backend="read") as f:
+    with mmgguf.open(target, storage="read") as f:
         assert f["after"].data.tolist() == [1, 2, 3]
 
 
@@ -450,11 +451,11 @@ def write_split(folder: Path, **changes: Any) -> list[Path]:
     return paths
 
 
-@BACKENDS
+@STORAGES
 @pytest.mark.parametrize("given", [0, 1, 2])
-def test_any_shards_path_opens_the_set(given: int, backend: Any, tmp_path: Path) -> None:
+def test_any_shards_path_opens_the_set(given: int, storage: Any, tmp_path: Path) -> None:
     paths = write_split(tmp_path)
-    with mmgguf.open(paths[given], backend=backend) as f:
+    with mmgguf.open(paths[given], storage=storage) as f:
         assert list(f) == ["a", "b", "c"]
         assert f.architecture == "llama"
         assert [shard.path for shard in f.shards] == [str(p) for p in paths]
@@ -521,7 +522,7 @@ def test_a_read_is_completed_while_the_file_is_closed(
     with mmgguf.open(path) as f:
         expected = {name: t.data.tobytes() for name, t in f.items()}
     name = max(expected, key=lambda name: len(expected[name]))
-    f = mmgguf.open(path, backend="read")
+    f = mmgguf.open(path, storage="read")
     numbers, read_at = [], memory.read_at
 
     def closing(descriptor: int, buffer: memoryview, offset: int) -> int:

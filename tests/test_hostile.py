@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import FileChangedError, FormatError, GGUFError, SplitError, TruncatedError, UnknownTypeError
+from mmgguf import GGUFError
+from mmgguf.errors import FileChangedError, FormatError, SplitError, TruncatedError, UnknownTypeError
 
 from .support import touch
 from .support.build import F32, FLOAT32, INT32, Q8_0, STRING, UINT16, UINT32, UINT64, Build, small
 from .support.hostile_cases import ORDERS, TABLE, Hostile
 
-BACKENDS = ("mmap", "read")
+STORAGES = ("mmap", "read")
 VERSIONS = (1, 2, 3)
 
 
@@ -63,11 +64,11 @@ def test_open(row: Hostile, tmp_path: Path) -> None:
     path = tmp_path / "case.gguf"
     for example in row.examples():
         path.write_bytes(example)
-        for backend in BACKENDS:
+        for storage in STORAGES:
             if row.error is not None:
-                refused(path, row.error, row.match, backend=backend)
+                refused(path, row.error, row.match, storage=storage)
                 continue
-            with mmgguf.open(path, backend=backend) as f:
+            with mmgguf.open(path, storage=storage) as f:
                 touch.file(f)
                 if row.check is not None:
                     row.check(f.shards[0].header)
@@ -109,17 +110,17 @@ def test_every_cut_of_a_file(version: int, order: Any, tmp_path: Path) -> None:
         refused(data[:cut], TruncatedError, r"(needs?|file has) .*\d+.*download incomplete\?")
         if cut % 7 == 0 or cut > end - 4:
             path.write_bytes(data[:cut])
-            for backend in BACKENDS:
-                refused(path, TruncatedError, r"(needs?|file has) .*\d+.*download incomplete\?", backend=backend)
+            for storage in STORAGES:
+                refused(path, TruncatedError, r"(needs?|file has) .*\d+.*download incomplete\?", storage=storage)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_file_that_is_cut_is_read_right(version: int, order: Any, backend: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_file_that_is_cut_is_read_right(version: int, order: Any, storage: Any, tmp_path: Path) -> None:
     path = tmp_path / "small.gguf"
     path.write_bytes(bytes(small(version, order)))
-    with mmgguf.open(path, backend=backend) as f:
+    with mmgguf.open(path, storage=storage) as f:
         touch.file(f)
         assert f["blk.0.w"].data["d"].astype("f4").ravel().tolist() == [0.5, 2.0]
         assert f["blk.0.w"].data["qs"].ravel().tolist() == [*range(32), *range(-32, 0)]
@@ -149,14 +150,14 @@ def test_many_little_arrays_are_not_read_again_and_again(monkeypatch: pytest.Mon
     for i in range(5000):
         b.texts(b"%d" % i, [b"", b"x"] * 5)
     looked_at = 0
-    readinto = mmgguf.BufferedSeeker.readinto
+    readinto = mmgguf.format.seeker.BufferedSeeker.readinto
 
-    def counting(self: mmgguf.BufferedSeeker, buffer: Any, what: str = "") -> None:
+    def counting(self: mmgguf.format.seeker.BufferedSeeker, buffer: Any, what: str = "") -> None:
         nonlocal looked_at
         looked_at += len(buffer)
         readinto(self, buffer, what)
 
-    monkeypatch.setattr(mmgguf.BufferedSeeker, "readinto", counting)
+    monkeypatch.setattr(mmgguf.format.seeker.BufferedSeeker, "readinto", counting)
     header = mmgguf.read_header(io.BytesIO(bytes(b)))
     assert list(header.metadata["4999"]) == ["", "x"] * 5
     assert 0 < looked_at < 4 * len(b)
@@ -260,7 +261,7 @@ def test_split_count_of_one_or_none_is_a_file_of_its_own(count: int, tmp_path: P
 
 def test_split_count_of_a_wrong_type(tmp_path: Path) -> None:
     path = shard(tmp_path / "m-00001-of-00002.gguf", 0, b"2", type_=STRING)
-    refused(path, mmgguf.MetadataTypeError, r"split\.count: an integer was asked for, got the str '2'")
+    refused(path, mmgguf.errors.MetadataTypeError, r"split\.count: an integer was asked for, got the str '2'")
 
 
 def test_all_shards_are_missing_but_one(tmp_path: Path) -> None:
@@ -357,7 +358,7 @@ def test_shards_that_disagree(what: str, tmp_path: Path) -> None:
 # Numbers that are large where nothing is.
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize(
     ("ne", "type_", "key", "shape"),
     [
@@ -369,11 +370,11 @@ def test_shards_that_disagree(what: str, tmp_path: Path) -> None:
     ],
 )
 def test_empty_tensors_of_large_dimensions(
-    ne: list[int], type_: int, key: Any, shape: Any, backend: Any, tmp_path: Path
+    ne: list[int], type_: int, key: Any, shape: Any, storage: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(bytes(Build().start(1, 0).tensor(b"w", ne, type_, 0)))
-    with mmgguf.open(path, backend=backend) as f:
+    with mmgguf.open(path, storage=storage) as f:
         assert f["w"][key].shape == shape
 
 
@@ -413,12 +414,12 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("change", [-1, -20_000, 1, 4096])
-def test_a_file_that_shrinks_or_grows(backend: Any, change: int, model: Path) -> None:
-    with mmgguf.open(model, backend=backend) as f:
+def test_a_file_that_shrinks_or_grows(storage: Any, change: int, model: Path) -> None:
+    with mmgguf.open(model, storage=storage) as f:
         os.truncate(model, model.stat().st_size + change)
-        touched = f.resident if backend == "read" else lambda: f.prefetch(wait=True)
+        touched = f.resident if storage == "read" else lambda: f.prefetch(wait=True)
         for use in (
             lambda: f["f"].data,
             lambda: f["q"].dequantize(),
@@ -430,10 +431,10 @@ def test_a_file_that_shrinks_or_grows(backend: Any, change: int, model: Path) ->
                 use()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("step", ["header", "map"])
 def test_a_file_that_shrinks_while_it_is_opened(
-    backend: Any, step: str, model: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Any, step: str, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the reading of the header and the mapping there is a moment, too."""
     import mmgguf.file as module
@@ -449,7 +450,7 @@ def test_a_file_that_shrinks_while_it_is_opened(
 
         monkeypatch.setattr(module, "parse_header", after)
     else:
-        if backend == "read":
+        if storage == "read":
             return
         fstat = os.fstat
 
@@ -462,36 +463,36 @@ def test_a_file_that_shrinks_while_it_is_opened(
         monkeypatch.setattr(memory.os, "fstat", stale)
     before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
     with pytest.raises(FileChangedError, match=r"header was read, has 30000 now|was cut off after it was"):
-        mmgguf.open(model, backend=backend)
+        mmgguf.open(model, storage=storage)
     if before:
         assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_file_that_is_replaced(backend: Any, model: Path) -> None:
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_file_that_is_replaced(storage: Any, model: Path) -> None:
     """By a rename: what was opened stays what it was."""
-    with mmgguf.open(model, backend=backend) as f:
+    with mmgguf.open(model, storage=storage) as f:
         other = model.with_name("other.gguf")
         other.write_bytes(bytes(small()))
         os.replace(other, model)
         assert f["f"].data[-1] == 8191
         assert f.metadata["words"][2999] == "word2999"
         touch.file(f)
-    with mmgguf.open(model, backend=backend) as f:
+    with mmgguf.open(model, storage=storage) as f:
         assert list(f) == ["blk.0.w", "out"]
 
 
-def test_read_backend_notices_a_cut_in_the_middle_of_a_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with mmgguf.open(model, backend="read") as f:
+def test_read_storage_notices_a_cut_in_the_middle_of_a_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mmgguf.open(model, storage="read") as f:
         monkeypatch.setattr(type(f.shards[0].file), "require_unchanged", lambda self: os.truncate(model, 30_000))
         with pytest.raises(FileChangedError, match=r"needs 32768 bytes at byte \d+, \d+ there: the file was cut off"):
             _ = f["f"].data
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_strings_that_are_overwritten(backend: Any, model: Path) -> None:
+@pytest.mark.parametrize("storage", STORAGES)
+def test_strings_that_are_overwritten(storage: Any, model: Path) -> None:
     """The same size, other bytes: the chain of lengths is walked again, within bounds, and does not fit."""
-    with mmgguf.open(model, backend=backend) as f:
+    with mmgguf.open(model, storage=storage) as f:
         info = f.metadata.array_info("words")
         assert info is not None
         with model.open("r+b") as file:
@@ -503,8 +504,8 @@ def test_strings_that_are_overwritten(backend: Any, model: Path) -> None:
 
 TRUNCATED_UNDER_A_VIEW = """
 import mmgguf, os, sys
-path, backend = sys.argv[1:]
-with mmgguf.open(path, backend=backend) as f:
+path, storage = sys.argv[1:]
+with mmgguf.open(path, storage=storage) as f:
     array = f["f"].data
     assert array[-1] == 8191
     os.truncate(path, 4096)
@@ -512,22 +513,22 @@ with mmgguf.open(path, backend=backend) as f:
     print(array[-1], flush=True)
     try:
         f["f"].data
-    except mmgguf.FileChangedError:
+    except mmgguf.errors.FileChangedError:
         print("noticed", flush=True)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not truncate a mapped file")
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_view_of_lost_pages_ends_the_process(backend: str, model: Path) -> None:
-    """The one thing that mapping cannot do; ``backend="read"`` is there for it."""
-    command = [sys.executable, "-c", TRUNCATED_UNDER_A_VIEW, str(model), backend]
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_view_of_lost_pages_ends_the_process(storage: str, model: Path) -> None:
+    """The one thing that mapping cannot do; ``storage="read"`` is there for it."""
+    command = [sys.executable, "-c", TRUNCATED_UNDER_A_VIEW, str(model), storage]
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(mmgguf.__file__).parents[1]),
     }
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
-    if backend == "read":
+    if storage == "read":
         assert (result.returncode, result.stdout.split()) == (0, ["touching", "8191.0", "noticed"])
     else:
         assert result.returncode < 0, result
@@ -558,7 +559,7 @@ def _folder(path: Path) -> Path:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX has these kinds of files")
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
@@ -588,19 +589,19 @@ def _folder(path: Path) -> Path:
         "surrogate",
     ],
 )
-def test_paths_that_are_no_files(make: Any, error: type[OSError], match: str, backend: Any, tmp_path: Path) -> None:
+def test_paths_that_are_no_files(make: Any, error: type[OSError], match: str, storage: Any, tmp_path: Path) -> None:
     with pytest.raises(error, match=match) as caught:
-        mmgguf.open(make(tmp_path / "x.gguf"), backend=backend)
+        mmgguf.open(make(tmp_path / "x.gguf"), storage=storage)
     assert not isinstance(caught.value, GGUFError)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX")
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_path_that_is_not_utf8(backend: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_path_that_is_not_utf8(storage: Any, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/caf\xe9-\xff.gguf"
     Path(os.fsdecode(path)).write_bytes(bytes(small()))
     for given in (path, os.fsdecode(path), Path(os.fsdecode(path))):
-        with mmgguf.open(given, backend=backend) as f:  # type: ignore[arg-type]  # bytes are taken, though not promised
+        with mmgguf.open(given, storage=storage) as f:  # type: ignore[arg-type]  # bytes are taken, though not promised
             touch.metadata(f.metadata)
             assert f["out"].data[1] == 2
 
@@ -611,20 +612,20 @@ if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 try:
-    mmgguf.open("model.gguf", backend=sys.argv[1])
+    mmgguf.open("model.gguf", storage=sys.argv[1])
 except PermissionError as error:
     print("refused", error.errno)
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX's")
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_unreadable_file(backend: str, model: Path) -> None:
+@pytest.mark.parametrize("storage", STORAGES)
+def test_an_unreadable_file(storage: str, model: Path) -> None:
     """In a process that gives up root's rights, where it has them."""
     model.chmod(0)
     script = textwrap.dedent(UNREADABLE)
     environment = {**os.environ, "PYTHONPATH": str(Path(mmgguf.__file__).parents[1])}
-    command = [sys.executable, "-c", script, backend]
+    command = [sys.executable, "-c", script, storage]
     result = subprocess.run(
         command, cwd=model.parent, capture_output=True, text=True, timeout=60, env=environment, check=False
     )

@@ -127,7 +127,7 @@ def test_tensors_is_a_mapping(all_types: Path) -> None:
         assert "nothing" not in tensors
         with pytest.raises(KeyError):
             tensors["nothing"]
-    with pytest.raises(mmgguf.ClosedError):
+    with pytest.raises(mmgguf.errors.ClosedError):
         tensors["blk.0.f32.weight"]
 
 

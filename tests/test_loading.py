@@ -73,7 +73,7 @@ def test_stored_blocks(all_types: Path) -> None:
 
 
 def test_read_instead_of_mapped(all_types: Path) -> None:
-    with mmgguf.open(all_types, backend="read") as f:
+    with mmgguf.open(all_types, storage="read") as f:
         for name, array in f.dequantize_all(None):
             assert_bits(array, expected_of(cases.BY_ID["all-types"].tensors[name], None))
 
@@ -97,7 +97,7 @@ def test_names_and_patterns_in_the_file_s_order(names: Any, expected: list[str],
 
 @pytest.mark.parametrize("names", ["x", "x*", ["blk.0.f32.weight", "?"], "BLK.*"])
 def test_what_fits_nothing_is_an_error_before_the_first_tensor(names: Any, all_types: Path) -> None:
-    with mmgguf.open(all_types) as f, pytest.raises(mmgguf.NameNotFoundError, match="no tensor"):
+    with mmgguf.open(all_types) as f, pytest.raises(mmgguf.errors.NameNotFoundError, match="no tensor"):
         f.dequantize_all(names=names)
 
 
@@ -108,7 +108,7 @@ def test_an_unknown_type_is_an_error_before_the_first_tensor_unless_left_out(tmp
     unknown = case.encoded().replace(b"b\x01\0\0\0\x03\0\0\0\0\0\0\0\x18", b"b\x01\0\0\0\x03\0\0\0\0\0\0\0\x77")
     (tmp_path / "x.gguf").write_bytes(unknown)
     with mmgguf.open(tmp_path / "x.gguf") as f:
-        with pytest.raises(mmgguf.UnknownTypeError, match="b: unknown ggml type 119"):
+        with pytest.raises(mmgguf.errors.UnknownTypeError, match="b: unknown ggml type 119"):
             f.dequantize_all()
         assert list(mmgguf.load_file(f, names="a")) == ["a"]
 
@@ -148,7 +148,7 @@ def test_a_closed_file_is_refused(all_types: Path) -> None:
     with mmgguf.open(all_types) as f:
         pass
     for use in (mmgguf.load_file, mmgguf.GGUFFile.dequantize_all):
-        with pytest.raises(mmgguf.ClosedError):
+        with pytest.raises(mmgguf.errors.ClosedError):
             use(f)
 
 
@@ -210,7 +210,7 @@ sys.modules[{package!r}] = None  # as if it were not installed
 import mmgguf
 try:
     {use}
-except mmgguf.MissingExtraError as error:
+except mmgguf.errors.MissingExtraError as error:
     print(error)
 """
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import StringArray, ValueType
+from mmgguf import ValueType
+from mmgguf.format.strings import StringArray
 
 from .support import ggml
 
@@ -74,7 +75,7 @@ def test_smollm2_at_a_glance(smollm2: Path) -> None:
         assert f.config.get_int("block_count") == 30
         assert f.parameter_count == 134_515_008
         assert len(f.metadata["tokenizer.ggml.tokens"]) == 49152
-        assert len([layer for layer in f.layers if layer.startswith("blk.")]) == 30
+        assert len([layer for layer in f.layers() if layer.startswith("blk.")]) == 30
 
 
 def test_vocabularies_as_pip_gguf_reads_them(vocabularies: list[Path]) -> None:

@@ -97,7 +97,7 @@ def test_the_order_of_keys_survives_and_so_does_a_key_named_format(tmp_path: Pat
     with mmgguf.open(tmp_path / "back.gguf") as f:
         assert list(f.metadata.items()) == list(metadata.items())
     mmgguf.write(tmp_path / "x.gguf", {TYPES_KEY: "mine"}, {})
-    with pytest.raises(mmgguf.FormatError, match="keeps for itself"):
+    with pytest.raises(mmgguf.errors.FormatError, match="keeps for itself"):
         save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors")
 
 
@@ -220,18 +220,23 @@ def test_how_a_file_is_laid_out_is_not_for_another_to_say(tmp_path: Path) -> Non
 
 LONG = "n" * 65
 REFUSED = {
-    "dtype": (mmgguf.UnknownTypeError, "x.safetensors: w: no ggml type holds U8", {"w": ("U8", [1], b"x")}, {}),
-    "name": (mmgguf.FormatError, "65 bytes, the specification's limit", {LONG: ("I8", [1], b"x")}, {}),
-    "dimensions": (mmgguf.FormatError, "x.safetensors: w: 5 dimensions", {"w": ("I8", [1] * 5, b"x")}, {}),
-    "evil name": (mmgguf.UnknownTypeError, "(7000 characters): no ggml type", {"\x1b" * 7000: ("U8", [1], b"x")}, {}),
-    "types": (mmgguf.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "[1"}),
-    "types too deep": (mmgguf.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "[" * 100_000}),
-    "types no object": (mmgguf.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "3"}),
-    "type": (mmgguf.FormatError, "metadata 'a'", {}, {"a": "1", TYPES_KEY: '{"a": "UINT7"}'}),
-    "type no text": (mmgguf.FormatError, "metadata 'a'", {}, {"a": "1", TYPES_KEY: '{"a": 3}'}),
-    "value": (mmgguf.FormatError, "metadata 'a'", {}, {"a": "x", TYPES_KEY: '{"a": "UINT8"}'}),
-    "range": (mmgguf.FormatError, "metadata 'a'", {}, {"a": "256", TYPES_KEY: '{"a": "UINT8"}'}),
-    "array": (mmgguf.FormatError, "metadata 'a'", {}, {"a": "[1]", TYPES_KEY: '{"a": "ARRAY"}'}),
+    "dtype": (mmgguf.errors.UnknownTypeError, "x.safetensors: w: no ggml type holds U8", {"w": ("U8", [1], b"x")}, {}),
+    "name": (mmgguf.errors.FormatError, "65 bytes, the specification's limit", {LONG: ("I8", [1], b"x")}, {}),
+    "dimensions": (mmgguf.errors.FormatError, "x.safetensors: w: 5 dimensions", {"w": ("I8", [1] * 5, b"x")}, {}),
+    "evil name": (
+        mmgguf.errors.UnknownTypeError,
+        "(7000 characters): no ggml type",
+        {"\x1b" * 7000: ("U8", [1], b"x")},
+        {},
+    ),
+    "types": (mmgguf.errors.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "[1"}),
+    "types too deep": (mmgguf.errors.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "[" * 100_000}),
+    "types no object": (mmgguf.errors.FormatError, f"metadata '{TYPES_KEY}'", {}, {TYPES_KEY: "3"}),
+    "type": (mmgguf.errors.FormatError, "metadata 'a'", {}, {"a": "1", TYPES_KEY: '{"a": "UINT7"}'}),
+    "type no text": (mmgguf.errors.FormatError, "metadata 'a'", {}, {"a": "1", TYPES_KEY: '{"a": 3}'}),
+    "value": (mmgguf.errors.FormatError, "metadata 'a'", {}, {"a": "x", TYPES_KEY: '{"a": "UINT8"}'}),
+    "range": (mmgguf.errors.FormatError, "metadata 'a'", {}, {"a": "256", TYPES_KEY: '{"a": "UINT8"}'}),
+    "array": (mmgguf.errors.FormatError, "metadata 'a'", {}, {"a": "[1]", TYPES_KEY: '{"a": "ARRAY"}'}),
 }
 
 
@@ -249,7 +254,7 @@ def test_what_gguf_cannot_hold_is_refused(
 
 def test_a_broken_safetensors_file_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(mmgguf.FormatError, match=r"x\.safetensors: not a valid safetensors file: "):
+    with pytest.raises(mmgguf.errors.FormatError, match=r"x\.safetensors: not a valid safetensors file: "):
         to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf")
     for name in ("\x1b[2J" * 200_000, "w"):  # quoted in the error's text, as that of dtypes is
         header = json.dumps({name: {"dtype": "\x1b[31m" * 1000, "shape": [1], "data_offsets": [0, 9]}}).encode()
@@ -261,7 +266,7 @@ def test_a_broken_safetensors_file_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         to_gguf(tmp_path / "nothing.safetensors", tmp_path / "x.gguf")
     assert caught.value.filename == str(tmp_path / "nothing.safetensors")
-    with pytest.raises(mmgguf.NameNotFoundError, match="no tensor 'w'"):
+    with pytest.raises(mmgguf.errors.NameNotFoundError, match="no tensor 'w'"):
         to_gguf(handmade(tmp_path / "y.safetensors", {}), tmp_path / "x.gguf", names="w")
 
 
@@ -276,7 +281,7 @@ def test_a_broken_safetensors_file_is_an_error_of_ours(tmp_path: Path) -> None:
 )
 def test_what_safetensors_cannot_hold_is_refused(case: cases.Case, message: str, tmp_path: Path) -> None:
     path = case.write(tmp_path)
-    with pytest.raises(mmgguf.FormatError, match=message):
+    with pytest.raises(mmgguf.errors.FormatError, match=message):
         save_file(path, tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == [path]
 
@@ -284,7 +289,7 @@ def test_what_safetensors_cannot_hold_is_refused(case: cases.Case, message: str,
 def test_too_large_a_header_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmgguf.safetensors.MAX_HEADER_SIZE", 1000)
     mmgguf.write(tmp_path / "x.gguf", {"a": "x" * 1000}, {})
-    with pytest.raises(mmgguf.FormatError, match="safetensors' limit is 1000; pass less metadata"):
+    with pytest.raises(mmgguf.errors.FormatError, match="safetensors' limit is 1000; pass less metadata"):
         save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors")
     save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors", metadata={})
 

@@ -32,9 +32,9 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[mmgguf.GGUF
     for type_ in TYPES:
         for name, blocks in {"vector": (5,), "matrix": (4, 3), "experts": (3, 4, 2)}.items():
             tensors[f"{type_.name}.{name}"] = mmgguf.TypedTensor(random_tensor(type_, blocks).blocks, type_)
-    byte_order, backend = request.param
+    byte_order, storage = request.param
     mmgguf.write(path, {}, tensors, byte_order=byte_order)
-    with mmgguf.open(path, backend=backend) as f:
+    with mmgguf.open(path, storage=storage) as f:
         yield f
 
 
@@ -112,10 +112,10 @@ def test_a_share_is_read_once(file: mmgguf.GGUFFile, monkeypatch: pytest.MonkeyP
     reads: list[int] = []
     array = ReadFile.array
     monkeypatch.setattr(ReadFile, "array", lambda self, *where: reads.append(0) or array(self, *where))
-    with mmgguf.open(file.path, backend="read") as f:
-        assert f["Q4_K.matrix"].rows(1, 2).tobytes() == expected[2:].tobytes()
-        assert f["Q4_K.matrix"].columns(0, 3).tobytes() == expected[:, :1].tobytes()
-        assert f["scalar"].rows(1, 2).shape == ()
+    with mmgguf.open(file.path, storage="read") as f:
+        assert f["Q4_K.matrix"].partition(1, 2).tobytes() == expected[2:].tobytes()
+        assert f["Q4_K.matrix"].partition(0, 3, axis=-1).tobytes() == expected[:, :1].tobytes()
+        assert f["scalar"].partition(1, 2).shape == ()
     assert len(reads) == 3
 
 
@@ -164,8 +164,8 @@ def test_the_logical_bfloat16_is_this_machine_s(file: mmgguf.GGUFFile) -> None:
             np.asarray(t, copy=False)
 
 
-def test_rows_have_one_dtype_whatever_the_backend(file: mmgguf.GGUFFile) -> None:
-    with mmgguf.open(file.path, backend="read") as f:
+def test_rows_have_one_dtype_whatever_the_storage(file: mmgguf.GGUFFile) -> None:
+    with mmgguf.open(file.path, storage="read") as f:
         for key in ([1, 0], slice(0, 2), 1):
             assert f["integers"][key].dtype == file["integers"][key].dtype
 
@@ -187,7 +187,7 @@ def test_reading_rows_reads_only_these(tmp_path: Path, monkeypatch: pytest.Monke
         return read_at(descriptor, buffer, offset)
 
     monkeypatch.setattr(mmgguf.storage.local, "read_at", counting)
-    with mmgguf.open(path, backend="read") as f:
+    with mmgguf.open(path, storage="read") as f:
         for key, expected in [
             (3, [272]), (-1, [272]), (slice(2, 5), [816]), (slice(8, 1, -3), [7 * 272]), ([7, 0, 7], [272] * 2),
             ((4, slice(1, 2)), [68]), (([2, 4], 0), [272] * 2), ((slice(1, 3), ..., 0), [544]), (np.int64(2), [272]),
@@ -208,7 +208,7 @@ def test_reading_rows_reads_only_these(tmp_path: Path, monkeypatch: pytest.Monke
             f["plain"][key]
             assert read == expected, key
         read.clear()
-        assert f["w"].rows(1, 5).shape == (2, 4, 2)
+        assert f["w"].partition(1, 5).shape == (2, 4, 2)
         assert read == [2 * 272]
 
 

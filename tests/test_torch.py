@@ -132,13 +132,13 @@ def test_tensors_outlive_the_file(all_types: Path) -> None:
         value = tensors["blk.0.f64.weight"]
     del tensors
     assert_bits(value, cases.BY_ID["all-types"].tensors["blk.0.f64.weight"].blocks)
-    with pytest.raises(mmgguf.ClosedError):
+    with pytest.raises(mmgguf.errors.ClosedError):
         Tensors(f)["blk.0.f64.weight"]
 
 
 @pytest.mark.parametrize("mode", ["r", "c"])
 def test_read_instead_of_mapped(mode: Any, all_types: Path) -> None:
-    with mmgguf.open(all_types, backend="read", mode=mode) as f:
+    with mmgguf.open(all_types, storage="read", mode=mode) as f:
         tensors = Tensors(f)
         for name in f:
             assert_bits(tensors[name], np.asarray(f[name]))
@@ -238,7 +238,7 @@ def test_names(names: Any, all_types: Path) -> None:
 
 def test_a_missing_name_is_an_error(all_types: Path) -> None:
     for names in ("nothing", "nothing*", ["blk.0.f32.weight", "nothing"]):
-        with pytest.raises(mmgguf.NameNotFoundError, match="no tensor 'nothing"):
+        with pytest.raises(mmgguf.errors.NameNotFoundError, match="no tensor 'nothing"):
             load_file(all_types, names=names)
 
 

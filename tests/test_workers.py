@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import ClosedError, FileChangedError, GGMLType
+from mmgguf import GGMLType
+from mmgguf.errors import ClosedError, FileChangedError
 
 from .support.cases import random_tensor
 from .support.interleave import steps, with_change_at
 from .test_file import write_split
 
-BACKENDS = pytest.mark.parametrize("backend", ["mmap", "read"])
+STORAGES = pytest.mark.parametrize("storage", ["mmap", "read"])
 MIB = 1 << 20
 
 
@@ -52,11 +53,11 @@ def checksums(file: mmgguf.GGUFFile) -> dict[str, float]:
 # ---------------------------------------------------------------- by reference
 
 
-@BACKENDS
+@STORAGES
 @pytest.mark.parametrize("mode", ["r", "c"])
-def test_pickles_are_references(backend: Any, mode: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickles_are_references(storage: Any, mode: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
-    with mmgguf.open(path.name, backend=backend, mode=mode, access="random") as f:
+    with mmgguf.open(path.name, storage=storage, mode=mode, access="random") as f:
         sent_file, sent_tensor = pickle.dumps(f), pickle.dumps(f["big"])
         assert max(len(sent_file), len(sent_tensor)) < 600
         monkeypatch.chdir("/")
@@ -77,11 +78,11 @@ def test_tensors_sent_one_by_one_share_a_mapping(path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-@BACKENDS
-def test_worker_processes(method: str, backend: Any, path: Path) -> None:
+@STORAGES
+def test_worker_processes(method: str, storage: Any, path: Path) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
-    with mmgguf.open(path, backend=backend) as f:
+    with mmgguf.open(path, storage=storage) as f:
         expected = {name: checksum(tensor) for name, tensor in f.items()}
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
             assert dict(zip(f, pool.map(checksum, f.values()), strict=True)) == expected
@@ -100,10 +101,10 @@ def test_a_split_model_travels_whole(tmp_path: Path) -> None:
             pickle.loads(sent)
 
 
-@BACKENDS
+@STORAGES
 @pytest.mark.parametrize("change", ["touched", "replaced", "grown"])
-def test_a_changed_file_is_refused(change: str, backend: Any, path: Path) -> None:
-    with mmgguf.open(path, backend=backend) as f:
+def test_a_changed_file_is_refused(change: str, storage: Any, path: Path) -> None:
+    with mmgguf.open(path, storage=storage) as f:
         sent = [pickle.dumps(f), pickle.dumps(f["big"])]
         alive = pickle.loads(sent[1])
     if change == "touched":
@@ -150,7 +151,7 @@ def other_header(content: bytes) -> bytes:
 HERE, ELSEWHERE = None, b"elsewhere"
 
 
-@BACKENDS
+@STORAGES
 @pytest.mark.parametrize(
     ("change", "content", "host", "message"),
     [
@@ -166,11 +167,11 @@ def test_size_and_time_alone_are_no_identity(
     content: Any,
     host: bytes | None,
     message: str | None,
-    backend: Any,
+    storage: Any,
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with mmgguf.open(path, backend=backend) as f:
+    with mmgguf.open(path, storage=storage) as f:
         if host is not None:
             monkeypatch.setattr("mmgguf.storage.local.host", lambda: host)
         sent = [pickle.dumps(f), pickle.dumps(f["big"])]
@@ -247,15 +248,15 @@ def test_ranks_share_a_tensor(world: int, path: Path) -> None:
     with mmgguf.open(path) as f:
         for name in ("big", "blocks", "small"):
             t = f[name]
-            rows = [t.rows(rank, world) for rank in range(world)]
-            columns = [t.columns(rank, world) for rank in range(world)]
+            rows = [t.partition(rank, world) for rank in range(world)]
+            columns = [t.partition(rank, world, axis=-1) for rank in range(world)]
             assert np.concatenate(rows).tobytes() == t.data.tobytes()
             assert np.concatenate(columns, axis=-1).tobytes() == t.data.tobytes()
             assert all(np.shares_memory(part, t.data) for part in rows + columns if part.size)
             assert max(map(len, rows)) - min(map(len, rows)) <= 1
         for rank in (-1, world):
             with pytest.raises(ValueError, match="rank"):
-                t.rows(rank, world)
+                t.partition(rank, world)
 
 
 # ---------------------------------------------------------------- advice
@@ -270,10 +271,10 @@ def drop_from_page_cache(path: Path) -> None:
     os.close(fd)
 
 
-@BACKENDS
-def test_prefetch_release_and_resident(backend: Any, path: Path) -> None:
+@STORAGES
+def test_prefetch_release_and_resident(storage: Any, path: Path) -> None:
     drop_from_page_cache(path)
-    with mmgguf.open(path, backend=backend) as f:
+    with mmgguf.open(path, storage=storage) as f:
         # Reading the header has brought some neighbours along.
         if f.resident(["big"]) > f["big"].nbytes // 2:
             pytest.skip("this file system keeps its pages")
@@ -302,9 +303,9 @@ def test_release_keeps_changes_of_copy_on_write(path: Path) -> None:
 
 
 @pytest.mark.parametrize("access", ["normal", "sequential", "random"])
-@BACKENDS
-def test_access_patterns_change_no_results(access: Any, backend: Any, path: Path) -> None:
-    with mmgguf.open(path) as plain, mmgguf.open(path, backend=backend, access=access) as f:
+@STORAGES
+def test_access_patterns_change_no_results(access: Any, storage: Any, path: Path) -> None:
+    with mmgguf.open(path) as plain, mmgguf.open(path, storage=storage, access=access) as f:
         assert {name: checksum(t) for name, t in f.items()} == {name: checksum(t) for name, t in plain.items()}
     with pytest.raises(ValueError, match="access must be one of"):
         mmgguf.open(path, access="backwards")  # type: ignore[arg-type]
@@ -356,18 +357,18 @@ CALLS: dict[str, Callable[[mmgguf.GGUFFile], object]] = {
 }
 
 
-@BACKENDS
+@STORAGES
 @pytest.mark.parametrize("name", CALLS)
-def test_closing_at_any_step_of_a_call(name: str, backend: Any, tmp_path: Path) -> None:
+def test_closing_at_any_step_of_a_call(name: str, storage: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     metadata = {"numbers": np.arange(9), "strings": ["a", "b"]}
     mmgguf.write(path, metadata, {"big": np.zeros(9999), "small": np.arange(4)})
     modules = (mmgguf.file, mmgguf.tensor, mmgguf.selection, mmgguf.storage.local, mmgguf.format.metadata)
     call, outcomes = CALLS[name], set()
-    with mmgguf.open(path, backend=backend) as f:
+    with mmgguf.open(path, storage=storage) as f:
         every = steps(lambda: call(f), modules)
     for step in every:
-        f = mmgguf.open(path, backend=backend)
+        f = mmgguf.open(path, storage=storage)
         try:
             with_change_at(step, lambda f=f: call(f), f.close, modules)
             outcomes.add("done")

@@ -99,7 +99,7 @@ def _serve() -> None:
         started = time.perf_counter()
         total = 0
         if step == "open":
-            file = mmgguf.open(words[0], backend=words[1])
+            file = mmgguf.open(words[0], storage=words[1])
         elif step == "touch":
             arrays = [tensor.data for tensor in file.values()]
             total = sum(page_sum(array) for array in arrays)

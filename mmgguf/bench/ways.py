@@ -181,10 +181,10 @@ WAYS: Final[dict[str, Way]] = {
             _mapped_row,
         ),
         Way(
-            "mmgguf, backend=read",
+            "mmgguf, storage=read",
             "read",
             "gguf",
-            lambda path: mmgguf.open(path, backend="read"),
+            lambda path: mmgguf.open(path, storage="read"),
             lambda f: f.close(),
             lambda f, name: f[name].data,
             _mapped_row,

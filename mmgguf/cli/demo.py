@@ -14,7 +14,7 @@ import typer
 import mmgguf
 
 from ..format.writer import TypedTensor, write
-from ..storage.local import Backend
+from ..storage.local import StorageKind
 from ..types import LAYOUTS, GGMLType
 from .ls import print_tensors
 from .printing import is_terminal, print_lines, print_note, print_sentence, print_table, size_text
@@ -61,24 +61,24 @@ def write_model(path: str | os.PathLike[str], nbytes: int) -> None:
     write(path, {"general.architecture": "demo", "general.name": "One tensor of each type"}, tensors)
 
 
-def _take(path: str, backend: Backend) -> None:
-    with mmgguf.open(path, backend=backend) as model:
+def _take(path: str, storage: StorageKind) -> None:
+    with mmgguf.open(path, storage=storage) as model:
         # All are held at once, as a loaded model is: reads get no memory back that is still warm.
         _ = [tensor.data for tensor in model.values()]
 
 
-def _take_and_use(path: str, backend: Backend) -> None:
-    with mmgguf.open(path, backend=backend) as model:
+def _take_and_use(path: str, storage: StorageKind) -> None:
+    with mmgguf.open(path, storage=storage) as model:
         for data in [tensor.data for tensor in model.values()]:
             data.reshape(-1).view(np.uint8).max()
 
 
-def _best(function: Callable[[str, Backend], None], path: str, backend: Backend) -> float:
+def _best(function: Callable[[str, StorageKind], None], path: str, storage: StorageKind) -> float:
     """The shortest of a few runs, in seconds: what disturbs a run can only lengthen it."""
     seconds = []
     for _ in range(REPEATS):
         began = time.perf_counter()
-        function(path, backend)
+        function(path, storage)
         seconds.append(time.perf_counter() - began)
     return min(seconds)
 

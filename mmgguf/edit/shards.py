@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from ..errors import UnknownTypeError, shown
-from ..file import GGUFFile
+from ..file import GGUFFile, Source, opened
 from ..format.constants import DEFAULT_ALIGNMENT, PADDING_KEY
 from ..format.shards import ShardName
 from ..format.values import TypedValue
 from ..format.writer import TypedTensor, write
-from ..loading import Source, opened
 from ..selection import Names, Progress, select
 from ..tensor import Tensor
 from ..types import ByteOrder, GGMLType, ValueType

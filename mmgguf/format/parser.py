@@ -26,12 +26,12 @@ _READABLE: Final = "versions 1, 2 and 3 can be read"
 _VALUE_TYPES: Final[dict[int, ValueType]] = {int(t): t for t in ValueType}
 
 
-def read_header(file: BinaryIO | Any, buffer_size: int = DEFAULT_BUFFER_SIZE) -> Header:
+def read_header(source: BinaryIO | Any, *, buffer_size: int = DEFAULT_BUFFER_SIZE) -> Header:
     """Read the header of a GGUF file from any seekable binary file object, a remote one too.
 
     Parameters
     ----------
-    file : binary file object
+    source : binary file object
         Its first byte is the file's.  It stays open; nothing behind the header is read but what one buffer holds.
     buffer_size : int, default 65536
         Bytes to fetch at a time.
@@ -46,7 +46,7 @@ def read_header(file: BinaryIO | Any, buffer_size: int = DEFAULT_BUFFER_SIZE) ->
     GGUFError
         The bytes are not a GGUF header; `mmgguf.errors` has the kinds.
     """
-    return parse_header(BufferedSeeker(file, buffer_size), RetainedArrays())
+    return parse_header(BufferedSeeker(source, buffer_size), RetainedArrays())
 
 
 def parse_header(seeker: BufferedSeeker, retained: RetainedArrays | None = None) -> Header:

@@ -260,7 +260,7 @@ def _plan_tensor(name: str, raw: bytes, value: Any) -> _Plan:
                 raise ValueError(f"{name}: data that a function makes needs a shape")
             return _checked(_Plan(name, raw, type_, _as_shape(shape, name), cast("Callable[[], Any]", data)))
     elif _is_stored_tensor(value):
-        # Its data is looked up when its turn comes: a file read through `backend="read"` reads it only then.
+        # Its data is looked up when its turn comes: a file read through `storage="read"` reads it only then.
         tensor = value
         return _checked(_Plan(name, raw, _known_type(value.type, name), tuple(value.shape), lambda: tensor.data))
     elif hasattr(value, "ggml_type") and hasattr(value, "logical_shape"):  # packed weights in a framework's memory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import shown
-from ..file import GGUFFile, open
+from ..file import GGUFFile, Source, opened
 from ..format.constants import PADDING_KEY
 from ..format.header import TensorInfo
 from ..format.metadata import Metadata
@@ -94,7 +93,7 @@ def encoded(metadata: Metadata, key: str) -> bytes:
 # ---------------------------------------------------------------- digests
 
 
-def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Progress | None = None) -> Digests:
+def digest(source: Source, *, algorithm: str = "sha256", progress: Progress | None = None) -> Digests:
     """Digests of the tensors and of the whole, independent of how they lie in the file.
 
     A tensor's digest is of its data as a little-endian file stores it, without padding.  The file's is of the logical
@@ -106,7 +105,7 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
 
     Parameters
     ----------
-    path : path-like
+    source : path-like or GGUFFile
         The file; of a split model any shard.
     algorithm : str, default "sha256"
         Any of `hashlib` whose digests have one length.
@@ -132,7 +131,7 @@ def digest(path: str | os.PathLike[str], algorithm: str = "sha256", progress: Pr
         raise ValueError(f"algorithm {algorithm!r} has digests of any length, not of one")
     whole = empty.copy()
     tensors: dict[str, str | None] = {}
-    with open(path, backend="read") as f:
+    with opened(source, storage="read") as f:
         known = {name: t for name, t in f.items() if isinstance(t.type, GGMLType)}
         total, done = sum(t.nbytes for t in known.values()), 0
         for key in sorted(f.metadata, key=encode):
@@ -168,7 +167,7 @@ def _little(chunk: npt.NDArray[np.uint8], tensor: Tensor) -> npt.NDArray[np.uint
 # ---------------------------------------------------------------- compare
 
 
-def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], progress: Progress | None = None) -> list[Difference]:
+def compare(a: Source, b: Source, *, progress: Progress | None = None) -> list[Difference]:
     """How the metadata and the tensors of two files differ.
 
     Metadata differs in type or value, tensors in ggml type, shape or data.  Version, byte order, alignment, offsets,
@@ -177,7 +176,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], progress: Prog
 
     Parameters
     ----------
-    a, b : path-like
+    a, b : path-like or GGUFFile
         The files; of split models any shard.
     progress : callable, optional
         Called with the bytes of tensors that were compared and the bytes in all.
@@ -192,7 +191,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], progress: Prog
     GGUFError, OSError
         A file cannot be opened, or changed meanwhile.
     """
-    with open(a, backend="read") as first, open(b, backend="read") as second:
+    with opened(a, storage="read") as first, opened(b, storage="read") as second:
         return [*_compare_metadata(first.metadata, second.metadata), *_compare_tensors(first, second, progress)]
 
 

@@ -19,7 +19,7 @@ from typing import Final, Literal
 import numpy as np
 
 from ..errors import MetadataTypeError, shown
-from ..file import GGUFFile, Shard, open
+from ..file import GGUFFile, Shard, Source, opened
 from ..format.constants import MAGIC, MAX_KEY_SIZE, MAX_NAME_SIZE, QUANTIZATION_VERSION
 from ..format.header import Header
 from ..format.metadata import Metadata
@@ -76,12 +76,12 @@ class Finding:
 # ---------------------------------------------------------------- verify
 
 
-def verify(path: str | os.PathLike[str], data: bool = False, progress: Progress | None = None) -> list[Finding]:
+def verify(source: Source, *, data: bool = False, progress: Progress | None = None) -> list[Finding]:
     """Find what is wrong with a file that can be opened.
 
     Parameters
     ----------
-    path : path-like
+    source : path-like or GGUFFile
         The file; of a split model any shard, and all are looked at.
     data : bool, default False
         Look at the values too: NaN and infinity as the scale of a block or as a value.
@@ -100,7 +100,7 @@ def verify(path: str | os.PathLike[str], data: bool = False, progress: Progress 
     OSError
         What the operating system refuses.
     """
-    with open(path, backend="read") as f:
+    with opened(source, storage="read") as f:
         reports = [_Report(shard.path) for shard in f.shards]
         quantized = next((t for t in f.values() if isinstance(t.type, GGMLType) and not t.layout.is_plain), None)
         for shard, report in zip(f.shards, reports, strict=True):

@@ -37,13 +37,13 @@ from .journal import require_settled
 
 __all__ = [
     "Access",
-    "Backend",
     "Descriptor",
     "Identity",
     "MappedFile",
     "Mode",
     "ReadFile",
     "StorageFile",
+    "StorageKind",
     "open_descriptor",
     "open_same",
     "open_storage",
@@ -51,7 +51,7 @@ __all__ = [
     "require_identity",
 ]
 
-Backend = Literal["mmap", "read"]
+StorageKind = Literal["mmap", "read"]
 Mode = Literal["r", "c"]
 Access = Literal["normal", "sequential", "random"]
 Shape = tuple[int, ...]
@@ -163,7 +163,7 @@ class StorageFile:
         Length of its header, which `identity` has a digest of; set by whoever has parsed it.
     """
 
-    backend: Backend
+    kind: StorageKind
     __slots__ = (
         "__weakref__",
         "_descriptor",
@@ -281,7 +281,7 @@ class StorageFile:
         return _resident(np.frombuffer(mapping, np.uint8), offset - start, nbytes)
 
     def lock(self) -> None:
-        """Keep the file in memory, as far as the backend can."""
+        """Keep the file in memory, as far as the storage can."""
 
     def _fadvise(self, advice: str, offset: int, nbytes: int) -> None:
         if hasattr(os, "posix_fadvise") and nbytes:
@@ -296,7 +296,7 @@ class StorageFile:
 class MappedFile(StorageFile):
     """Arrays are zero-copy views of the mapped file."""
 
-    backend = "mmap"
+    kind = "mmap"
     __slots__ = ("_base", "_mapping", "_writable")
 
     def __init__(self, descriptor: Descriptor, path: str, mode: Mode) -> None:
@@ -403,7 +403,7 @@ class MappedFile(StorageFile):
 class ReadFile(StorageFile):
     """Arrays are read into fresh memory, each time that they are asked for."""
 
-    backend = "read"
+    kind = "read"
     __slots__ = ()
 
     def array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -466,16 +466,18 @@ def _pread(descriptor: int, count: int, offset: int) -> bytes:
 _KINDS: Final[dict[str, type[StorageFile]]] = {"mmap": MappedFile, "read": ReadFile}
 
 
-def open_storage(descriptor: Descriptor, path: str, backend: Backend, mode: Mode) -> StorageFile:
-    """The storage of a backend over an open file."""
-    return _KINDS[backend](descriptor, path, mode)
+def open_storage(descriptor: Descriptor, path: str, storage: StorageKind, mode: Mode) -> StorageFile:
+    """Mapped or read storage over an open file."""
+    return _KINDS[storage](descriptor, path, mode)
 
 
 # Tensors that were sent here one by one share a mapping for as long as any of them lives.
-_shared: weakref.WeakValueDictionary[tuple[str, Backend, Mode, Identity], StorageFile] = weakref.WeakValueDictionary()
+_shared: weakref.WeakValueDictionary[tuple[str, StorageKind, Mode, Identity], StorageFile] = (
+    weakref.WeakValueDictionary()
+)
 
 
-def open_same(path: str, backend: Backend, mode: Mode, identity: Identity) -> StorageFile:
+def open_same(path: str, storage: StorageKind, mode: Mode, identity: Identity) -> StorageFile:
     """Open the very file that another process has described.
 
     Raises
@@ -483,10 +485,10 @@ def open_same(path: str, backend: Backend, mode: Mode, identity: Identity) -> St
     FileChangedError
         The file at that path is another one, or has changed.
     """
-    key = (path, backend, mode, identity)
+    key = (path, storage, mode, identity)
     file = _shared.get(key)
     if file is None or not file.is_at(path):
-        file = open_storage(open_descriptor(path), path, backend, mode)
+        file = open_storage(open_descriptor(path), path, storage, mode)
         file.header_nbytes = identity.header_nbytes
         require_identity(file, identity)
         _shared[key] = file

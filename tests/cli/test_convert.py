@@ -65,7 +65,7 @@ def test_the_same_archive_every_time(all_types: Path, tmp_path: Path) -> None:
 def test_a_name_that_is_too_long_for_an_archive(tmp_path: Path) -> None:
     b = build.Build().start(1, 0).tensor(b"n" * 65532, [2], 0, 0)
     (tmp_path / "x.gguf").write_bytes(bytes(b.data(bytes(8))))
-    with pytest.raises(mmgguf.FormatError, match="not a name that a zip archive can hold"):
+    with pytest.raises(mmgguf.errors.FormatError, match="not a name that a zip archive can hold"):
         npz.save_file(tmp_path / "x.gguf", tmp_path / "x.npz")
 
 
@@ -81,7 +81,7 @@ def test_names_may_come_from_an_iterator(all_types: Path, tmp_path: Path) -> Non
 def test_what_an_archive_cannot_hold_is_refused(dtype: str, all_types: Path, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"dtype must be one of float32, float16, float64 in an \.npz archive"):
         npz.save_file(all_types, tmp_path / "x.npz", dtype)
-    with pytest.raises(mmgguf.FormatError, match="not a name that a zip archive can hold"):
+    with pytest.raises(mmgguf.errors.FormatError, match="not a name that a zip archive can hold"):
         npz.save_file(cases.BY_ID["undecodable-name"].write(tmp_path), tmp_path / "x.npz")
     assert not (tmp_path / "x.npz").exists()
 

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import ClosedError, DuplicateKeyError, GGMLType, GGUFError, TruncatedError, UnknownTypeError
+from mmgguf import GGMLType, GGUFError
 from mmgguf.compat import GGUFReader, ReaderField, ReaderTensor, dequantize, install, uninstall
+from mmgguf.errors import ClosedError, DuplicateKeyError, TruncatedError, UnknownTypeError
 from mmgguf.format.values import TypedValue
 from mmgguf.types import ValueType
 
@@ -323,7 +324,7 @@ def with_offset(offset: int) -> bytes:
 def test_what_only_pip_reads(path: Path, raw: bytes, match: str) -> None:
     path.write_bytes(raw)
     assert PipReader(path).fields
-    with pytest.raises(mmgguf.FormatError, match=match):
+    with pytest.raises(mmgguf.errors.FormatError, match=match):
         GGUFReader(path)
 
 
@@ -635,7 +636,7 @@ print([type(t.tensor_type).__module__ for t in reader.tensors][0], reader.endian
 print(reader.fields["GGUF.version"].types, reader.gguf_scalar_to_np[mmgguf.ValueType.UINT8].__name__)
 try:
     compat.install()
-except mmgguf.MissingExtraError as error:
+except mmgguf.errors.MissingExtraError as error:
     print(error)
 """
     assert run_python(code, str(path)).splitlines() == [

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import GGMLType, MetadataTypeError, NameNotFoundError, StringArray, ValueType
+from mmgguf import GGMLType, ValueType
+from mmgguf.errors import MetadataTypeError, NameNotFoundError
+from mmgguf.format.strings import StringArray
 from mmgguf.format.values import TypedValue
 from mmgguf.types import LAYOUTS
 
@@ -59,7 +61,7 @@ def test_headers_from_streams(stream: type[io.BytesIO], buffer_size: int, case: 
     raw = case.header(version)
     padding = bytes(-len(raw) % case.alignment)
     body = case.encoded()[case.data_offset :]
-    header = mmgguf.read_header(stream(raw + padding + body), buffer_size)
+    header = mmgguf.read_header(stream(raw + padding + body), buffer_size=buffer_size)
     assert (header.version, header.byte_order, header.alignment) == (version, case.byte_order, case.alignment)
     assert (header.nbytes, header.data_offset) == (len(raw), len(raw) + len(padding))
     check_metadata(header.metadata, case)
@@ -73,13 +75,13 @@ def test_headers_from_streams(stream: type[io.BytesIO], buffer_size: int, case: 
 
 @VERSIONS
 @cases
-@pytest.mark.parametrize("backend", ["mmap", "read"])
+@pytest.mark.parametrize("storage", ["mmap", "read"])
 @pytest.mark.parametrize("mode", ["r", "c"])
-def test_files(backend: Any, mode: Any, case: Case, version: int, tmp_path: Path) -> None:
+def test_files(storage: Any, mode: Any, case: Case, version: int, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     raw = case.header(version)
     path.write_bytes(raw + bytes(-len(raw) % case.alignment) + case.encoded()[case.data_offset :])
-    with mmgguf.open(path, backend=backend, mode=mode) as f:
+    with mmgguf.open(path, storage=storage, mode=mode) as f:
         check_metadata(f.metadata, case)
         assert list(f) == list(case.tensors)
         assert len(f) == len(case.tensors)
@@ -267,7 +269,7 @@ def test_a_header_needs_no_more_than_itself_and_one_buffer() -> None:
         raw = case.header()
         for buffer_size in (64, 512, 4096):
             file = Watched(case.encoded() + bytes(1 << 20))
-            mmgguf.read_header(file, buffer_size)
+            mmgguf.read_header(file, buffer_size=buffer_size)
             assert file.furthest <= len(raw) + buffer_size
 
 
@@ -288,16 +290,16 @@ def test_an_unknown_type_is_listed_and_raises_when_touched(tmp_path: Path) -> No
             assert (t.type, t.shape, f["b"].data.tobytes()) == (id_, (2,), b"\1" * 16)
             assert repr(t) == f"<Tensor a unknown type {id_} (2,)>"
             for touch in ("data", "nbytes", "layout"):
-                with pytest.raises(mmgguf.UnknownTypeError, match=rf"a: unknown ggml type {id_}"):
+                with pytest.raises(mmgguf.errors.UnknownTypeError, match=rf"a: unknown ggml type {id_}"):
                     getattr(t, touch)
-            with pytest.raises(mmgguf.UnknownTypeError):
+            with pytest.raises(mmgguf.errors.UnknownTypeError):
                 np.asarray(t)
 
 
 @pytest.mark.parametrize("name", ["ggml", "ggmf", "ggjt", "ggla"])
 def test_the_formats_before_gguf_are_recognised(name: str) -> None:
     magic = {"ggml": 0x67676D6C, "ggmf": 0x67676D66, "ggjt": 0x67676A74, "ggla": 0x67676C61}[name]
-    with pytest.raises(mmgguf.NotGGUFError, match=rf"a {name} file.*convert"):
+    with pytest.raises(mmgguf.errors.NotGGUFError, match=rf"a {name} file.*convert"):
         mmgguf.read_header(io.BytesIO(magic.to_bytes(4, "little") + bytes(100)))
 
 

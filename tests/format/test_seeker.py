@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgguf import BufferedSeeker, FormatError, TruncatedError
+from mmgguf.errors import FormatError, TruncatedError
+from mmgguf.format.seeker import BufferedSeeker
 
 DATA = bytes(range(256)) * 20
 BUFFER_SIZES = [0, 1, 7, 64, 4096, 1 << 20]

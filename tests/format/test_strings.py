@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mmgguf import BufferedSeeker, FileChangedError, TruncatedError
+from mmgguf.errors import FileChangedError, TruncatedError
 from mmgguf.format import strings
+from mmgguf.format.seeker import BufferedSeeker
 from mmgguf.format.strings import Chain, StringArray, decode, scan
 
 from ..support.cases import STRINGS

@@ -116,11 +116,11 @@ def test_pip_gguf_reads_it_back(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
-@pytest.mark.parametrize("backend", ["mmap", "read"])
-def test_a_file_can_be_copied(case: Case, backend: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage", ["mmap", "read"])
+def test_a_file_can_be_copied(case: Case, storage: Any, tmp_path: Path) -> None:
     """Through the reader and back, in both byte orders."""
     (tmp_path / "a.gguf").write_bytes(case.encoded())
-    with mmgguf.open(tmp_path / "a.gguf", backend=backend) as file:
+    with mmgguf.open(tmp_path / "a.gguf", storage=storage) as file:
         for other in (case, case.swapped(), replace(case, byte_order="little")):
             write(
                 tmp_path / "b.gguf",

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import Difference, GGMLType, TypedTensor, TypedValue, ValueType
+from mmgguf import GGMLType, TypedTensor, TypedValue, ValueType
+from mmgguf.inspect import Difference
 from mmgguf.types import LAYOUTS
 
 from ..support.build import F32, FLOAT32, Build
@@ -81,8 +82,10 @@ def test_digests_are_of_the_documented_bytes(tmp_path: Path) -> None:
     content += struct.pack("<Q", 1) + b"w" + struct.pack("<IQQI", 2, 3, 1, 0)
     for algorithm in ("sha256", "blake2b", "md5"):
         whole = hashlib.new(algorithm, content + hashlib.new(algorithm, data).digest())
-        digests = mmgguf.digest(path, algorithm)
-        assert digests == mmgguf.Digests(algorithm, whole.hexdigest(), {"w": hashlib.new(algorithm, data).hexdigest()})
+        digests = mmgguf.digest(path, algorithm=algorithm)
+        assert digests == mmgguf.inspect.Digests(
+            algorithm, whole.hexdigest(), {"w": hashlib.new(algorithm, data).hexdigest()}
+        )
 
 
 def test_digests_of_arrays_are_those_of_the_encoder(tmp_path: Path) -> None:
@@ -134,9 +137,9 @@ def test_an_unknown_type_has_no_digest(tmp_path: Path) -> None:
 
 def test_an_unknown_algorithm() -> None:
     with pytest.raises(ValueError, match="md55"):
-        mmgguf.digest("nowhere.gguf", "md55")
+        mmgguf.digest("nowhere.gguf", algorithm="md55")
     with pytest.raises(ValueError, match="any length"):
-        mmgguf.digest("nowhere.gguf", "shake_128")
+        mmgguf.digest("nowhere.gguf", algorithm="shake_128")
 
 
 def test_differences(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import Finding, GGMLType, GGUFError, TypedTensor
+from mmgguf import GGMLType, GGUFError, TypedTensor
+from mmgguf.inspect import Finding
 from mmgguf.inspect.contents import CHUNK_SIZE
 from mmgguf.inspect.finite import finite_tests
 from mmgguf.inspect.verify import MAX_FINDINGS, MAX_VALUES
@@ -613,9 +615,7 @@ def test_what_cannot_be_opened_raises(use: Any, tmp_path: Path) -> None:
         use(path)
 
 
-@pytest.mark.parametrize(
-    "use", [lambda path, step: mmgguf.verify(path, True, step), mmgguf.digest], ids=["verify", "digest"]
-)
+@pytest.mark.parametrize("use", [partial(mmgguf.verify, data=True), mmgguf.digest], ids=["verify", "digest"])
 def test_a_file_that_shrinks_meanwhile(use: Any, tmp_path: Path) -> None:
     path = tmp_path / GOOD
     mmgguf.write(path, {"general.architecture": "a"}, {"v": np.zeros(1 << 20, np.float32)})
@@ -623,5 +623,5 @@ def test_a_file_that_shrinks_meanwhile(use: Any, tmp_path: Path) -> None:
     def shrink(done: int, total: int) -> None:
         os.truncate(path, 4096)
 
-    with pytest.raises(mmgguf.FileChangedError):
-        use(path, shrink) if use is not mmgguf.digest else use(path, "sha256", shrink)
+    with pytest.raises(mmgguf.errors.FileChangedError):
+        use(path, progress=shrink)

@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 
 import mmgguf
-from mmgguf import GGMLType, Header, StringArray
-from mmgguf.format.strings import encode
+from mmgguf import GGMLType, Header
+from mmgguf.format.strings import StringArray, encode
 
 from . import ggml
 from .differences import explain_accepted, explain_refused

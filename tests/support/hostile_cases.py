@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mmgguf import DuplicateKeyError, FormatError, Header, NotGGUFError, TruncatedError, VersionError
-from mmgguf.errors import GGUFError
+from mmgguf import Header
+from mmgguf.errors import DuplicateKeyError, FormatError, GGUFError, NotGGUFError, TruncatedError, VersionError
 
 from . import build
 from .build import ARRAY, F32, I8, INT32, Q4_0, Q4_K, Q8_0, STRING, U32_MAX, U64_MAX, UINT8, UINT32, UINT64, Build

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 import mmgguf
-from mmgguf import GGMLType, GGUFFile, Header, Metadata, StringArray, Tensor, UnknownTypeError
+from mmgguf import GGMLType, GGUFFile, Header, Metadata, Tensor
+from mmgguf.errors import UnknownTypeError
+from mmgguf.format.strings import StringArray
 
 #: ggml types whose blocks have no numbers on their own.
 NOT_DEQUANTIZED = frozenset({GGMLType.Q8_1})
@@ -48,7 +50,7 @@ def metadata(found: Metadata) -> None:
         for getter in (found.get_int, found.get_float, found.get_bool, found.get_str, found.get_array):
             try:
                 getter(key)
-            except mmgguf.MetadataTypeError as error:
+            except mmgguf.errors.MetadataTypeError as error:
                 bounded(str(error))
     # Surrogates for bytes that are not UTF-8 are escaped here.
     json.dumps(found.to_dict())
@@ -78,8 +80,8 @@ def tensor(t: Tensor, dequantize: bool) -> None:
     assert t.layout.is_plain is (data.dtype.names is None)
     np.asarray(data[:1] if data.ndim else data).tobytes()
     data.reshape(-1)[-1:].tobytes()
-    assert t.rows(0, 2).nbytes <= data.nbytes
-    assert t.columns(1, 3).nbytes <= data.nbytes
+    assert t.partition(0, 2).nbytes <= data.nbytes
+    assert t.partition(1, 3, axis=-1).nbytes <= data.nbytes
     if dequantize and t.type not in NOT_DEQUANTIZED:
         if t.size <= SMALL:
             values = t.dequantize(np.float32)
@@ -106,7 +108,7 @@ def file(f: GGUFFile, dequantize: bool = True) -> None:
         lambda: f.config.get_int("block_count"),
         lambda: bounded(repr(f.config)),
         lambda: f.file_type,
-        lambda: f.layers,
+        f.layers,
         lambda: f.parameter_count,
         f.prefetch,
         lambda: f.prefetch(wait=True),
