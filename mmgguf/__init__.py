@@ -19,7 +19,8 @@ from . import (
 )
 from .dequant import dequantize
 from .errors import GGUFError
-from .file import GGUFFile, open
+from .file import GGUFFile
+from .file import open as open
 from .format.header import Header
 from .format.metadata import Metadata
 from .format.parser import read_header
@@ -32,6 +33,7 @@ from .types import FileType, GGMLType, ValueType
 
 __version__ = "0.1.0"
 
+# Not `open`, so that `from mmgguf import *` leaves the builtin alone.
 __all__ = [
     "FileType",
     "GGMLType",
@@ -49,7 +51,6 @@ __all__ = [
     "errors",
     "inspect",
     "load_file",
-    "open",
     "read_header",
     "types",
     "verify",

@@ -21,6 +21,7 @@ ERRORS = [getattr(errors, name) for name in errors.__all__ if isinstance(getattr
 
 
 def test_the_names_of_the_package() -> None:
+    # Without `open`: `from mmgguf import *` must not replace the builtin.
     assert mmgguf.__all__ == NAMES.split()
     assert all(hasattr(mmgguf, name) for name in mmgguf.__all__)
 

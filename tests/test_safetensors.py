@@ -259,7 +259,7 @@ def test_a_broken_safetensors_file_is_an_error_of_ours(tmp_path: Path) -> None:
     for name in ("\x1b[2J" * 200_000, "w"):  # quoted in the error's text, as that of dtypes is
         header = json.dumps({name: {"dtype": "\x1b[31m" * 1000, "shape": [1], "data_offsets": [0, 9]}}).encode()
         (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x")
-        with pytest.raises(mmgguf.FormatError) as refused:
+        with pytest.raises(mmgguf.errors.FormatError) as refused:
             to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf")
         assert str(refused.value).isprintable()
         assert len(str(refused.value)) < 1000

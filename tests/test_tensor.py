@@ -224,7 +224,7 @@ def test_an_unknown_type_has_a_size_and_no_dtype(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(case.encoded().replace(*infos))
     with mmgguf.open(tmp_path / "x.gguf") as f:
         assert f["b"].size == 3
-        with pytest.raises(mmgguf.UnknownTypeError, match="b: unknown ggml type 119"):
+        with pytest.raises(mmgguf.errors.UnknownTypeError, match="b: unknown ggml type 119"):
             _ = f["b"].dtype
 
 

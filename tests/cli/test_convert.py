@@ -89,7 +89,7 @@ def test_what_an_archive_cannot_hold_is_refused(dtype: str, all_types: Path, tmp
 def test_names_that_numpy_would_mix_up_are_refused(tmp_path: Path) -> None:
     one = np.ones(1, np.float32)
     mmgguf.write(tmp_path / "x.gguf", {}, {"a.npy": one, "b": one, "a": one, "\x1b.npy": one})
-    with pytest.raises(mmgguf.FormatError, match=r"'a' and 'a\.npy' cannot be told apart") as refused:
+    with pytest.raises(mmgguf.errors.FormatError, match=r"'a' and 'a\.npy' cannot be told apart") as refused:
         npz.save_file(tmp_path / "x.gguf", tmp_path / "x.npz")
     assert str(refused.value).isprintable()
     npz.save_file(tmp_path / "x.gguf", tmp_path / "x.npz", names=["a.npy", "b"])

@@ -96,10 +96,10 @@ def test_digests_of_arrays_are_those_of_the_encoder(tmp_path: Path) -> None:
         path.write_bytes(bytes(build))
     assert mmgguf.digest(little) == mmgguf.digest(big) == mmgguf.digest(one)
     from mmgguf.format.values import encode_value
-    from mmgguf.inspect.contents import _encoded
+    from mmgguf.inspect.contents import encoded
 
     with mmgguf.open(little) as f:
-        assert _encoded(f.metadata, "s") == struct.pack("<I", 9) + encode_value(f.metadata.typed("s"), "little", "s")
+        assert encoded(f.metadata, "s") == struct.pack("<I", 9) + encode_value(f.metadata.typed("s"), "little", "s")
 
 
 def test_every_change_changes_the_digest(tmp_path: Path) -> None:
