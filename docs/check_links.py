@@ -1,7 +1,7 @@
 """Check the internal links of the built site: ``python docs/check_links.py docs/_build/html``.
 
-Sphinx warns of links in the sources that lead nowhere.  This looks at the pages as they were built, the theme's and the
-generated links included: each link that is not an address elsewhere must lead to a file, and to an anchor that is there.
+Sphinx warns of links in the sources that lead nowhere.  This looks at the pages as they were built, with the links that
+the theme and the extensions made: each that stays on the site must lead to a file, and to an anchor that is there.
 """
 
 from __future__ import annotations
@@ -37,10 +37,7 @@ def broken_links(site: Path) -> list[str]:
             if parts.scheme or parts.netloc:
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            if target in pages:
-                good = unquote(parts.fragment) in pages[target].anchors
-            else:
-                good = target.is_file()
+            good = unquote(parts.fragment) in pages[target].anchors if target in pages else target.is_file()
             if not good:
                 broken.append(f"{path.relative_to(site.resolve())}: {link}")
     return broken

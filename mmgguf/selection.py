@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,6 @@ from .dequant import dequantize
 from .errors import NameNotFoundError
 from .tensor import Tensor
 from .types import GGMLType
-
-if TYPE_CHECKING:
-    from .file import GGUFFile
 
 __all__ = [
     "Names",
@@ -51,7 +48,7 @@ _ANY_BLOCK: Final = 256
 _FLOATS: Final = frozenset({GGMLType.F32, GGMLType.F16, GGMLType.F64, GGMLType.BF16})
 
 
-def select(f: GGUFFile, names: Names) -> list[str]:
+def select(f: Mapping[str, Tensor], names: Names) -> list[str]:
     """The tensors that `names` stands for, in the file's order, each once.
 
     Raises
@@ -59,7 +56,7 @@ def select(f: GGUFFile, names: Names) -> list[str]:
     NameNotFoundError
         A name that the file does not have, or a pattern that fits none.
     """
-    return match(f, names, f.path)
+    return match(f, names, getattr(f, "path", "the mapping"))
 
 
 def match(known: Mapping[str, Any], names: Names, where: str) -> list[str]:
@@ -79,7 +76,7 @@ def match(known: Mapping[str, Any], names: Names, where: str) -> list[str]:
 
 
 def walk(
-    f: GGUFFile,
+    f: Mapping[str, Tensor],
     names: Names = None,
     progress: Progress | None = None,
     key: Callable[[Tensor], int] | None = None,
