@@ -93,7 +93,7 @@ class Tensors(TensorMapping[Any]):
     def _load(self, tensor: Tensor) -> Any:
         data, layout = tensor.data, tensor.layout
         if not layout.is_plain and not self._dequantize:
-            shape = (*tensor.shape[:-1], data.shape[-1] * layout.type_size)
+            shape = layout.packed_shape(tensor.shape)
             blocks = data if data.dtype == layout.dtype else data.astype(layout.dtype)
             raw = blocks.reshape(-1).view(np.uint8) if data.size else np.empty(0, np.uint8)
             return PackedArray(self._put(raw.reshape(shape)), GGMLType(tensor.type), tensor.shape)

@@ -16,7 +16,6 @@ So the way back finds every value as it was.  ``"format": "pt"`` is added, which
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -235,7 +234,7 @@ def to_gguf(
         parts = {name: file.get_slice(name) for name in match(known, names, where)}
         shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
         types = {name: _ggml_type(name, part, target, f"{where}: {shown(name)}") for name, part in parts.items()}
-        total = sum(math.prod(shapes[name]) * LAYOUTS[types[name]].type_size for name in parts)
+        total = sum(LAYOUTS[types[name]].nbytes(shapes[name]) for name in parts)
         done = 0
 
         def load(name: str) -> npt.NDArray[Any]:

@@ -193,7 +193,7 @@ class Tensors(TensorMapping[torch.Tensor]):
     def _raw(self, tensor: Tensor) -> torch.Tensor:
         layout = tensor.layout
         # A row of no blocks has no bytes, and numpy cannot view an axis of nothing as another dtype.
-        shape = (*tensor.shape[:-1], tensor.shape[-1] // layout.block_size * layout.type_size)
+        shape = layout.packed_shape(tensor.shape)
         if self._device.type == "meta":
             data = torch.empty(shape, dtype=torch.uint8, device=self._device)
         else:

@@ -52,7 +52,7 @@ def write_model(path: str | os.PathLike[str], nbytes: int) -> None:
     for type_ in GGMLType:
         layout = LAYOUTS[type_]
         columns = 1024  # a whole number of every type's blocks
-        row_size = columns // layout.block_size * layout.type_size
+        row_size = layout.row_size(columns)
         rows = max(1, each // row_size)
         # Made when their turn comes, and let go afterwards.
         tensors[f"blk.0.{type_.name.lower()}.weight"] = TypedTensor(

@@ -10,7 +10,7 @@ import struct
 from typing import Any, BinaryIO, Final
 
 from ..errors import DuplicateKeyError, FormatError, NotGGUFError, TruncatedError, VersionError, shown
-from ..types import ByteOrder, ValueType
+from ..types import ByteOrder, ValueType, align, byte_order_character
 from .checks import check_data, is_sound
 from .constants import DEFAULT_ALIGNMENT, LEGACY_MAGICS, MAGIC, MAGIC_REVERSED, MAX_DIMS, MAX_STRING_SIZE
 from .header import Header, TensorInfo, TensorInfos
@@ -59,7 +59,7 @@ class _Parser:
         self.seeker = seeker
         self.retained = retained
         self.version, self.byte_order = self._version()
-        order = ">" if self.byte_order == "big" else "<"
+        order = byte_order_character(self.byte_order)
         width = 4 if self.version == 1 else 8
         self.chain = Chain(self.byte_order, width)
         self.u32 = struct.Struct(order + "I")
@@ -105,7 +105,7 @@ class _Parser:
         metadata = self.metadata(kv_count)
         alignment = self.alignment(metadata)
         infos, stored, nbytes = self.tensor_infos(tensor_count)
-        data_offset = -(-nbytes // alignment) * alignment
+        data_offset = align(nbytes, alignment)
         header = Header(self.version, self.byte_order, metadata, infos, alignment, data_offset, nbytes)
         if not is_sound(header, stored, self.seeker.size):
             check_data(header, self.seeker.size)

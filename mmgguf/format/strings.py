@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FileChangedError, TruncatedError
-from ..types import ByteOrder
+from ..types import ByteOrder, byte_order_character
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 
 __all__ = ["Chain", "StringArray", "decode", "encode", "encoded_size", "is_utf8", "scan"]
@@ -82,7 +82,7 @@ class Chain:
     def __init__(self, byte_order: ByteOrder, width: int = 8) -> None:
         self.byte_order: ByteOrder = byte_order
         self.width = width
-        self.prefix = struct.Struct((">" if byte_order == "big" else "<") + ("Q" if width == 8 else "I"))
+        self.prefix = struct.Struct(byte_order_character(byte_order) + ("Q" if width == 8 else "I"))
         self.unpack_from = self.prefix.unpack_from
 
     def walk(self, window: UInt8Array, count: int, starts: list[npt.NDArray[np.uint32]] | None) -> tuple[int, int]:

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import UnknownTypeError
-from ..types import LAYOUTS, ByteOrder, GGMLType, Layout, ValueType
+from ..types import LAYOUTS, ByteOrder, GGMLType, Layout, ValueType, byte_order_character
 from .checks import MAX_INT, shape_problem
 from .constants import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_SIZE, MAX_NAME_SIZE, MAX_STRING_SIZE
 from .shards import shard_name
@@ -104,7 +104,7 @@ class _Plan:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) // self.layout.block_size * self.layout.type_size
+        return self.layout.nbytes(self.shape)
 
 
 def write(
@@ -390,7 +390,7 @@ def _fit(array: Array, plan: _Plan) -> None:
 def _encode_header(
     pairs: Mapping[bytes, TypedValue], plans: list[_Plan], alignment: int, byte_order: ByteOrder
 ) -> bytes:
-    order = ">" if byte_order == "big" else "<"
+    order = byte_order_character(byte_order)
     parts = [MAGIC, struct.pack(order + "IQQ", VERSION, len(plans), len(pairs))]
     for key, typed in pairs.items():
         where = f"metadata {key.decode('utf-8', 'surrogateescape')!r}"
