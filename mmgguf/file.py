@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from .conversion import values
 from .dequant import target_dtype
 from .errors import ClosedError, FileChangedError, GGUFError, NameNotFoundError, SplitError, shown
 from .format.header import Header
@@ -21,7 +22,7 @@ from .format.metadata import Metadata, Section
 from .format.parser import parse_header
 from .format.seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 from .format.shards import ShardName, shard_name
-from .selection import Names, Progress, select, values, walk
+from .selection import Names, Progress, select, walk
 from .storage.local import (
     Access,
     Identity,

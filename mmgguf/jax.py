@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .conversion import empty, result_dtype, store
 from .errors import MissingExtraError
 from .file import GGUFFile, Source, opened
 from .loading import TensorMapping
-from .selection import Names, Progress, empty, result_dtype, store, walk
+from .selection import Names, Progress, walk
 from .tensor import Tensor
 from .types import GGMLType
 

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
+from .conversion import values
 from .file import GGUFFile, Source, opened
-from .selection import Names, Progress, values, walk
+from .selection import Names, Progress, walk
 
 __all__ = ["TensorMapping", "load_file"]
 

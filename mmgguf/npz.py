@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from .conversion import chunks, result_dtype
 from .errors import FormatError, shown
 from .file import Source, opened
 from .format.strings import encoded_size, is_utf8
 from .format.target import replacing
-from .selection import Names, Progress, chunks, result_dtype, select, walk
+from .selection import Names, Progress, select, walk
 from .tensor import Tensor
 
 __all__ = ["save_file"]

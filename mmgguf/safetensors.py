@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from .conversion import chunks, result_dtype
 from .errors import FormatError, GGUFError, MissingExtraError, UnknownTypeError, shown
 from .file import GGUFFile, Source, opened
 from .format.metadata import Metadata
@@ -34,7 +35,7 @@ from .format.strings import is_utf8
 from .format.target import replacing, require_other_file
 from .format.values import TypedValue
 from .format.writer import TypedTensor, write
-from .selection import Names, Progress, chunks, match, result_dtype, select, walk
+from .selection import Names, Progress, match, select, walk
 from .storage.local import open_descriptor
 from .types import LAYOUTS, GGMLType, ValueType
 

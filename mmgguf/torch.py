@@ -19,11 +19,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from .conversion import empty, ranges, result_dtype, store
 from .dequant import dequantize
 from .errors import MissingExtraError, shown
 from .file import GGUFFile, Source, opened
 from .loading import TensorMapping
-from .selection import Names, Progress, empty, ranges, result_dtype, select, store, walk
+from .selection import Names, Progress, select, walk
 from .storage.local import MappedFile, StorageFile
 from .tensor import Tensor
 from .types import GGMLType

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import mmgguf
+from mmgguf.conversion import chunks, ranges
 from mmgguf.dequant import dequantize
-from mmgguf.selection import chunks, ranges, walk
+from mmgguf.selection import walk
 from mmgguf.types import LAYOUTS, GGMLType
 
 from .support import cases
