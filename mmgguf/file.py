@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-import numpy as np
 import numpy.typing as npt
 
 from .conversion import values
@@ -198,16 +197,17 @@ class GGUFFile(Mapping[str, Tensor]):
         return layers
 
     def dequantize_all(
-        self, dtype: npt.DTypeLike | None = np.float32, names: Names = None, progress: Progress | None = None
+        self, *, names: Names = None, dtype: npt.DTypeLike | None = None, progress: Progress | None = None
     ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """Go through the tensors in the file's order, dequantizing each while the next ones' pages are read.
 
         Parameters
         ----------
-        dtype : {float32, float16, bfloat16, float64} or None
-            What blocks and floats become; integers stay what they are.  None: plain types keep their dtype.
         names : str or iterable of str, optional
             Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
+        dtype : {float32, float16, bfloat16, float64}, optional
+            What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
+            blocks become float32.
         progress : callable, optional
             Called with (stored bytes done, stored bytes in all).
 

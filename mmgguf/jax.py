@@ -67,10 +67,10 @@ class Tensors(TensorMapping[Any]):
     dtype : {float32, float16, bfloat16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32.
-    device : jax.Device or jax.sharding.Sharding, optional
-        Where the arrays go; by default where JAX puts new ones.
     dequantize : bool, default True
         False hands blocks over as `PackedArray`.
+    device : jax.Device or jax.sharding.Sharding, optional
+        Where the arrays go; by default where JAX puts new ones.
 
     Notes
     -----
@@ -78,7 +78,7 @@ class Tensors(TensorMapping[Any]):
     """
 
     def __init__(
-        self, f: GGUFFile, dtype: npt.DTypeLike | None = None, device: Any = None, dequantize: bool = True
+        self, f: GGUFFile, *, dtype: npt.DTypeLike | None = None, dequantize: bool = True, device: Any = None
     ) -> None:
         super().__init__(f)
         self._dtype = dtype
@@ -112,30 +112,31 @@ class Tensors(TensorMapping[Any]):
 
 
 def load_file(
-    path: Source,
-    dtype: npt.DTypeLike | None = None,
-    device: Any = None,
+    source: Source,
+    *,
     names: Names = None,
+    dtype: npt.DTypeLike | None = None,
     dequantize: bool = True,
     progress: Progress | None = None,
+    device: Any = None,
 ) -> dict[str, Any]:
     """All tensors of a file.
 
     Parameters
     ----------
-    path : path-like or GGUFFile
+    source : path-like or GGUFFile
         The file.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dtype : {float32, float16, bfloat16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32.
-    device : jax.Device or jax.sharding.Sharding, optional
-        Where the arrays go; by default where JAX puts new ones.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dequantize : bool, default True
         False hands blocks over as `PackedArray`: raw uint8 with ggml type and logical shape.
     progress : callable, optional
         Called with (bytes done, bytes in all).
+    device : jax.Device or jax.sharding.Sharding, optional
+        Where the arrays go; by default where JAX puts new ones.
 
     Returns
     -------
@@ -149,6 +150,6 @@ def load_file(
     TypeError
         A dtype that is not offered.
     """
-    with opened(path) as f:
-        tensors = Tensors(f, dtype, device, dequantize)
+    with opened(source) as f:
+        tensors = Tensors(f, dtype=dtype, dequantize=dequantize, device=device)
         return {tensor.name: tensors._load(tensor) for tensor in walk(f, names, progress)}

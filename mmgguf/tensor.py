@@ -245,7 +245,7 @@ class Tensor(Arithmetic):
         Parameters
         ----------
         dtype : dtype-like, default float32
-            float32, float16, bfloat16 or float64.
+            float32, float16, bfloat16 or float64; None: plain types keep their own, blocks become float32.
         out : ndarray, optional
             Where to write, of shape `shape` and dtype `dtype`.
         threads : int, optional
