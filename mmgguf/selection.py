@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any
 
 from .errors import NameNotFoundError
 from .tensor import Tensor
@@ -18,9 +18,6 @@ __all__ = ["Names", "Progress", "match", "select", "walk"]
 Names = str | Iterable[str] | None
 #: Called with the bytes done so far and those in all.
 Progress = Callable[[int, int], object]
-
-#: How far, in stored bytes, pages are asked for ahead of the tensor at hand.
-_AHEAD: Final = 32 << 20
 
 
 def select(f: Mapping[str, Tensor], names: Names) -> list[str]:
@@ -76,14 +73,20 @@ def _walk(tensors: list[Tensor], total: int, progress: Progress | None) -> Itera
     done = ahead = asked = 0
     if progress is not None:
         progress(0, total)
-    for index, tensor in enumerate(tensors):
-        ahead, asked = max(ahead, index + 1), max(asked, done + tensor.nbytes)
-        while ahead < len(tensors) and asked - done - tensor.nbytes < _AHEAD:
-            following = tensors[ahead]
-            following.storage.prefetch(following.file_offset, following.nbytes)
-            asked += following.nbytes
-            ahead += 1
-        yield tensor
-        done += tensor.nbytes
-        if progress is not None:
-            progress(done, total)
+    try:
+        for index, tensor in enumerate(tensors):
+            # A mapping brings the pages of the tensor at hand by itself; ranges of a remote file come faster in parts.
+            is_here = not tensor.storage.is_remote
+            ahead, asked = max(ahead, index + is_here), max(asked, done + tensor.nbytes * is_here)
+            while ahead < len(tensors) and asked - done - tensor.nbytes < tensor.storage.ahead:
+                following = tensors[ahead]
+                following.storage.prefetch(following.file_offset, following.nbytes, once=True)
+                asked += following.nbytes
+                ahead += 1
+            yield tensor
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, total)
+    finally:
+        for storage in {tensor.storage for tensor in tensors[:ahead] if tensor.storage.is_remote}:
+            storage.forget()

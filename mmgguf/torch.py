@@ -26,7 +26,8 @@ from .errors import MissingExtraError, shown
 from .file import GGUFFile, Source, opened
 from .loading import TensorMapping
 from .selection import Names, Progress, select, walk
-from .storage.local import MappedFile, StorageFile
+from .storage.base import OwnMemory, Storage
+from .storage.local import MappedFile, ReadFile
 from .tensor import Tensor
 from .types import GGMLType
 
@@ -165,7 +166,7 @@ class Tensors(TensorMapping[torch.Tensor]):
         self._target = None if dtype is None else _numpy_dtype(dtype)
         self._device = torch.device(device)
         self._dequantize = dequantize
-        self._mappings: dict[StorageFile, StorageFile] = {}
+        self._mappings: dict[Storage, Storage] = {}
         self._staging: _Staging | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -228,8 +229,10 @@ class Tensors(TensorMapping[torch.Tensor]):
     def _writable(self, tensor: Tensor) -> Tensor:
         """The tensor on memory that may be written to."""
         file = tensor.storage
-        if file.mode == "c" or not isinstance(file, MappedFile):
+        if file.mode == "c" or isinstance(file, ReadFile):
             return tensor
+        if not isinstance(file, MappedFile):
+            return Tensor(tensor.info, OwnMemory(file), tensor.data_offset, tensor.byte_order)
         mapping = self._mappings.get(file)
         if mapping is None:
             mapping = self._mappings.setdefault(file, file.copy_on_write())
@@ -492,7 +495,7 @@ def _native(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if array.dtype != dtype or not array.flags.aligned:
         return array.astype(dtype)
     if not array.flags.writeable:
-        # Only `storage="read"` gets here: the memory is this array's own, and nobody else has it.
+        # Only files that are read get here: the memory is this array's own, and nobody else has it.
         array.flags.writeable = True
     return array
 

@@ -162,11 +162,11 @@ def test_the_next_tensors_are_asked_for_once_each_and_in_time(tmp_path: Path, mo
     names = [f"t{i}" for i in range(9)]
     mmgguf.write(tmp_path / "x.gguf", {}, {name: np.zeros(10, np.int8) for name in names})
     asked: list[str] = []
-    monkeypatch.setattr("mmgguf.selection._AHEAD", 25)
+    monkeypatch.setattr("mmgguf.storage.local.MappedFile.ahead", 25)
     with mmgguf.open(tmp_path / "x.gguf") as f:
         at = {f[name].file_offset: name for name in names}
         monkeypatch.setattr(
-            "mmgguf.storage.local.MappedFile.prefetch", lambda file, offset, nbytes: asked.append(at[offset])
+            "mmgguf.storage.local.MappedFile.prefetch", lambda file, offset, nbytes, once: asked.append(at[offset])
         )
         for index, _ in enumerate(walk(f)):
             # Whatever begins within the next 25 bytes: three tensors of 10.

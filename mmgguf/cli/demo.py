@@ -14,7 +14,7 @@ import typer
 import mmgguf
 
 from ..format.writer import TypedTensor, write
-from ..storage.local import StorageKind
+from ..storage.base import StorageKind
 from ..types import LAYOUTS, GGMLType
 from .ls import print_tensors
 from .printing import is_terminal, print_lines, print_note, print_sentence, print_table, size_text

@@ -206,6 +206,8 @@ def scan(seeker: BufferedSeeker, count: int, chain: Chain, what: str, keep: bool
     scratch = np.empty(min(WINDOW, max(count * width, DEFAULT_BUFFER_SIZE)), np.uint8)
     pieces: list[bytes] = []
     left = count
+    if seeker.expect is not None:
+        seeker.expect(position + int(count * max(seeker.typical, width)))
     while left:
         # Each string to come takes a length at least, so this much cannot be beyond the array.  Towards its end, what
         # lies in the buffer anyway saves many small steps.  But not all of it for a few strings: a file may have
@@ -218,6 +220,9 @@ def scan(seeker: BufferedSeeker, count: int, chain: Chain, what: str, keep: bool
         found, end = chain.walk(window, left, None)
         position += end
         left -= found
+        if seeker.expect is not None:
+            seeker.typical = (position - beginning) / (count - left) if left < count else width
+            seeker.expect(position + int(left * seeker.typical))
         if position + left * width > size:
             raise _cut_off(what, count - left - 1, count, position, size)
         if keep:
