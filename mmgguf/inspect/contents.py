@@ -21,7 +21,7 @@ from ..selection import Progress
 from ..tensor import Tensor
 from ..types import GGMLType
 
-__all__ = ["Difference", "Digests", "compare", "digest", "encoded", "show_value", "stored_chunks"]
+__all__ = ["Difference", "Digests", "compare", "compare_metadata", "digest", "encoded", "show_value", "stored_chunks"]
 
 #: Bytes of data that are looked at together: what fits a core's second-level cache.
 CHUNK_SIZE: Final = 512 * 1024
@@ -192,10 +192,11 @@ def compare(a: Source, b: Source, *, progress: Progress | None = None) -> list[D
         A file cannot be opened, or changed meanwhile.
     """
     with opened(a, storage="read") as first, opened(b, storage="read") as second:
-        return [*_compare_metadata(first.metadata, second.metadata), *_compare_tensors(first, second, progress)]
+        return [*compare_metadata(first.metadata, second.metadata), *_compare_tensors(first, second, progress)]
 
 
-def _compare_metadata(a: Metadata, b: Metadata) -> Iterator[Difference]:
+def compare_metadata(a: Metadata, b: Metadata) -> Iterator[Difference]:
+    """How the metadata of two files differs."""
     for key in a:
         if _is_layout(key):
             continue
