@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from .conversion import values
 from .file import GGUFFile, Source, opened
-from .selection import Names, Progress, walk
+from .selection import Names, Progress, values, walk
 
 __all__ = ["TensorMapping", "load_file"]
 
@@ -40,10 +39,9 @@ class TensorMapping(Mapping[str, _T]):
 
 
 def load_file(
-    source: Source,
-    *,
-    names: Names = None,
+    path: Source,
     dtype: npt.DTypeLike | None = None,
+    names: Names = None,
     dequantize: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
@@ -51,13 +49,13 @@ def load_file(
 
     Parameters
     ----------
-    source : path-like or GGUFFile
+    path : path-like or GGUFFile
         The file.  To read instead of mapping, open it with ``storage="read"`` and pass that.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dtype : {float32, float16, bfloat16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dequantize : bool, default True
         False leaves blocks as they are stored: structured arrays as `Tensor.data` gives them.
     progress : callable, optional
@@ -76,7 +74,7 @@ def load_file(
     TypeError
         A dtype that is not offered.
     """
-    with opened(source) as f:
+    with opened(path) as f:
         return {
             tensor.name: values(tensor, dtype) if dequantize or tensor.layout.is_plain else tensor.data
             for tensor in walk(f, names, progress)

@@ -131,7 +131,8 @@ def write(path, *_, **__):
         print("writing", flush=True)
         time.sleep(30)
 
-sys.modules["mmgguf.cli.demo"].write_model = write
+import mmgguf.bench.models
+mmgguf.bench.models.every_type = write
 main()
 """
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from ..format.constants import QUANTIZATION_VERSION
 from ..format.writer import TypedTensor, write
-from ..types import LAYOUTS, GGMLType, align
+from ..types import LAYOUTS, GGMLType
 
 __all__ = [
     "LLAMA_TENSORS",
     "MERGES",
     "TOKENS",
+    "every_type",
     "llama",
     "long_strings",
     "many_tensors",
@@ -102,7 +105,7 @@ def random_blocks(type_: GGMLType, shape: tuple[int, ...], seed: int = 0) -> npt
     """Stored data of a logical shape: random bits, with scales that are ordinary numbers."""
     layout = LAYOUTS[type_]
     rng = np.random.default_rng(seed)
-    stored = layout.stored_shape(shape)
+    stored = (*shape[:-1], shape[-1] // layout.block_size)
     if layout.is_plain:
         return rng.standard_normal(stored, np.float32).astype(layout.dtype)
     count = int(np.prod(stored))
@@ -119,6 +122,19 @@ def random_blocks(type_: GGMLType, shape: tuple[int, ...], seed: int = 0) -> npt
         scales &= 0x0FFF
         scales |= np.array([0x6000, 0x6000, 0xE000, 0x2000], np.uint16)
     return blocks
+
+
+def every_type(path: str | os.PathLike[str], nbytes: int) -> None:
+    """Write a model of about so many bytes with one tensor of each ggml type."""
+    columns = 1024  # a whole number of every type's blocks
+    tensors: dict[str, TypedTensor] = {}
+    for type_, layout in LAYOUTS.items():
+        row_size = columns // layout.block_size * layout.type_size
+        shape = max(1, nbytes // len(LAYOUTS) // row_size), columns
+        # Made when their turn comes, and let go afterwards.
+        tensors[f"blk.0.{type_.name.lower()}.weight"] = TypedTensor(partial(random_blocks, type_, shape), type_, shape)
+    metadata = {"general.architecture": "demo", "general.name": "One tensor of each type"}
+    write(path, metadata | {"general.quantization_version": QUANTIZATION_VERSION}, tensors)
 
 
 def llama(
@@ -190,7 +206,7 @@ def sparse(path: str | os.PathLike[str], nbytes: int) -> None:
     header += struct.pack(f"<Q{len(name)}sIQIQ", len(name), name, 1, nbytes, GGMLType.I8, 0)
     with open(path, "wb") as file:
         file.write(header)
-        file.truncate(align(len(header), 32) + nbytes)
+        file.truncate(-(-len(header) // 32) * 32 + nbytes)
 
 
 def long_strings(path: str | os.PathLike[str], count: int) -> None:

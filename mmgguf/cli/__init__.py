@@ -7,42 +7,35 @@ turns that into a line and an exit status for all of them.
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from .. import __version__
 from ..dequant import BACKENDS
 from .bench import bench
-from .convert import convert, dequantize
+from .compare import compare
+from .convert import convert
 from .demo import demo
+from .dequantize import dequantize
 from .edit import edit
+from .extract import extract
+from .help import Command, Commands
 from .ls import ls
-from .printing import errors_as_one_line, safe
+from .merge import merge
+from .printing import safe
 from .show import show
-from .split import extract, merge, split
-from .verify import compare, verify
+from .split import split
+from .verify import verify
 
 __all__ = ["app"]
-
-
-class _Commands(TyperGroup):
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:  # prints help texts
-        with errors_as_one_line():
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: Any) -> Any:
-        with errors_as_one_line():
-            return super().invoke(ctx)
 
 
 # Errors of usage in plain lines as well; and a traceback, if ever, as Python prints it.
 app = typer.Typer(
     name="mmgguf",
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -71,15 +64,19 @@ def _main(
         raise typer.BadParameter(f"{safe(backend)} is not one of {', '.join(BACKENDS)}", param_hint="MMGGUF_BACKEND")
 
 
-app.command()(ls)
-app.command()(show)
-app.command()(verify)
-app.command()(compare)
-app.command()(demo)
-app.command()(bench)
-app.command()(convert)
-app.command()(edit)
-app.command()(split)
-app.command()(merge)
-app.command()(extract)
-app.command()(dequantize)
+# In the order of the help text.
+for _function in (
+    ls,
+    show,
+    verify,
+    compare,
+    convert,
+    dequantize,
+    edit,
+    split,
+    merge,
+    extract,
+    demo,
+    bench,
+):
+    app.command(cls=Command)(_function)

@@ -15,9 +15,7 @@ __all__ = ["bench"]
 
 
 def bench(
-    file: Annotated[
-        str | None, typer.Argument(metavar="[FILE]", help="A model; without one, it writes its own.")
-    ] = None,
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A model; without one, it writes its own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare mapped, buffered and unbuffered reads, and the other libraries that are installed.

@@ -34,7 +34,9 @@ _BOOLS: Final = {"true": True, "false": False, "1": True, "0": False}
 
 
 def edit(
-    file: Annotated[str, typer.Argument(help="A GGUF file; of a split model any shard, and the first is changed.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A GGUF file; of a split model any shard, and the first is changed.")
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A new value; KEY:TYPE=VALUE changes the type. Repeatable."),

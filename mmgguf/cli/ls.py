@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 import typer
 
 import mmgguf
 
+from ..selection import select
 from ..tensor import Tensor
 from ..types import GGMLType, layout_of
+from .options import File
 from .printing import (
     is_terminal,
     print_json,
@@ -40,16 +41,15 @@ class SortKey(StrEnum):
 
 
 def ls(
-    file: Annotated[str, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    file: File,
+    patterns: Annotated[
+        list[str] | None, typer.Argument(metavar="PATTERN", help="Only these names; 'blk.0.*' matches several.")
+    ] = None,
     sort: Annotated[
         SortKey | None,
         typer.Option(help="Sort, names by the numbers in them, shapes by elements; else in the file's order."),
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", "-r", help="The other way round.")] = False,
-    filter_: Annotated[
-        list[str] | None,
-        typer.Option("--filter", "-f", metavar="GLOB", help="Only names that match, as 'blk.0.*'; repeatable."),
-    ] = None,
     type_: Annotated[
         list[str] | None,
         typer.Option("--type", "-t", metavar="TYPE", help="Only this ggml type, by name or number; repeatable."),
@@ -58,17 +58,13 @@ def ls(
 ) -> None:
     """List the tensors: name, type, shape, size, offset.
 
-    The offset is that in the data section.  Into a pipe: one line per tensor, these five fields separated by
-    tabs, the size in bytes.
+    The offset is the byte in the file where the data begins. Into a pipe: one line per tensor, these five fields
+    separated by tabs, the size in bytes.
     """
     types = {_parse_type(text) for text in type_ or ()}
     with mmgguf.open(file) as model:
-        tensors = [
-            tensor
-            for name, tensor in model.items()
-            if (not filter_ or any(fnmatchcase(name, pattern) for pattern in filter_))
-            and (not types or int(tensor.type) in types)
-        ]
+        chosen = map(model.__getitem__, select(model, patterns or None))
+        tensors = [tensor for tensor in chosen if not types or int(tensor.type) in types]
         if sort is not None:
             tensors.sort(key=_SORT_KEYS[sort])
         if reverse:
@@ -97,7 +93,7 @@ def print_tensors(tensors: Sequence[Tensor]) -> None:
     """The list of tensors: a table on a terminal, else lines."""
     if not is_terminal():
         print_lines(
-            (t.name, type_name(t.type), shape_text(t.shape), "?" if (n := nbytes_of(t)) is None else n, t.offset)
+            (t.name, type_name(t.type), shape_text(t.shape), "?" if (n := nbytes_of(t)) is None else n, t.file_offset)
             for t in tensors
         )
         return
@@ -105,7 +101,7 @@ def print_tensors(tensors: Sequence[Tensor]) -> None:
     print_table(
         ("name", "type", "shape", "size", "offset"),
         [
-            (name, type_name(t.type), shape_text(t.shape), size_text(nbytes_of(t)), t.offset)
+            (name, type_name(t.type), shape_text(t.shape), size_text(nbytes_of(t)), t.file_offset)
             for name, t in zip(names, tensors, strict=True)
         ],
         right=("shape", "size", "offset"),

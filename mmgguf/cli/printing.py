@@ -40,6 +40,7 @@ __all__ = [
     "shorten_end",
     "shorten_middle",
     "size_text",
+    "style",
     "terminal",
 ]
 
@@ -213,7 +214,7 @@ def print_table(
         return f"{start}{styled}{end}{rest}".rstrip() + "\n"
 
     write = sys.stdout.write
-    bold, cyan = _style(console, "bold"), _style(console, "cyan")
+    bold, cyan = style(console, "bold"), style(console, "cyan")
     write(line(columns, bold, slice(None)))
     for number, row in enumerate(cells):
         folded = [row[flex]]
@@ -225,7 +226,7 @@ def print_table(
             row = [""] * len(row)
 
 
-def _style(console: Console, style: str) -> tuple[str, str]:
+def style(console: Console, style: str) -> tuple[str, str]:
     """What the console writes before and after a text in that style: nothing where it writes no colours."""
     with console.capture() as captured:
         console.print(Text("|", style=style), end="")
@@ -237,7 +238,7 @@ def _print_stacked(
     console: Console, columns: Sequence[str], cells: Sequence[Sequence[str]], labelled: Container[str]
 ) -> None:
     width = max(console.width - 2, 1)
-    start, end = _style(console, "cyan")
+    start, end = style(console, "cyan")
     write = sys.stdout.write
     for first, *others in cells:
         for piece in chop_cells(first, console.width):

@@ -2,34 +2,91 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
-from .. import selection as walk
-from .printing import safe
+from ..errors import human_size
+from ..selection import Progress
+from .printing import print_note, safe, shorten_middle, size_text
 
-__all__ = ["progress_bar"]
+__all__ = ["progress_bar", "writing"]
 
 
 @contextmanager
-def progress_bar(what: str, wanted: bool = True) -> Iterator[walk.Progress | None]:
-    """A bar of bytes on the standard error, where people see it; gives what the library calls with them."""
+def writing(target: Path, force: bool, *, dequantizes: bool = False) -> Iterator[Progress | None]:
+    """Around what writes a file: asks for ``--force`` if it is there already, and says how large it has become."""
+    if target.exists() and not force:
+        raise FileExistsError(errno.EEXIST, "is there already; --force replaces it", str(target))
+    with progress_bar(target.name, dequantizes=dequantizes) as progress:
+        yield progress
+    print_note(f"wrote {target}: {size_text(os.path.getsize(target))}")
+
+
+@contextmanager
+def progress_bar(what: str, *, wanted: bool = True, dequantizes: bool = False) -> Iterator[Progress | None]:
+    """A bar of bytes on the standard error, where people see it; gives what the library calls with them.
+
+    Where `dequantizes`, it also says when it waits for kernels that are compiled.
+    """
     if not wanted or not sys.stderr.isatty():
         yield None
         return
     # Imported here: the other subcommands should not wait for it.
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+    from rich.table import Column
+    from rich.text import Text
+
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    narrow = console.width < 70
+
+    class Bytes(ProgressColumn):
+        """Bytes done, bytes in all and bytes per second, in the same units."""
+
+        def render(self, task: Task) -> Text:
+            speed = None if narrow else task.finished_speed or task.speed
+            done, total = human_size(int(task.completed)), human_size(int(task.total or 0))
+            return Text(f"{done} of {total}" + (f", {human_size(int(speed))}/s" if speed else ""), no_wrap=True)
 
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        BarColumn(None, table_column=Column(ratio=1)),
+        Bytes(Column(no_wrap=True)),
+        TimeRemainingColumn(True),
     )
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(safe(what), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with Bar(*columns[: 3 if narrow else 4], console=console, transient=True, expand=True) as bar:
+        what = shorten_middle(safe(what), console.width // 4)
+        task = bar.add_task(what, total=None)
+
+        def describe(more: str) -> None:
+            bar.update(task, description=what + more, refresh=True)
+
+        with _compiling(describe) if dequantizes else nullcontext():
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _compiling(describe: Callable[[str], None]) -> Iterator[None]:
+    """Say that a kernel is being compiled: at its first use on a machine that takes seconds, and then never again."""
+    from ..dequant.dispatch import get_backend
+
+    if get_backend() != "numba":
+        yield
+        return
+    from numba.core import event
+
+    class Listener(event.Listener):  # type: ignore[misc]
+        def on_start(self, event: Any) -> None:
+            describe(": compiling, this once")
+
+        def on_end(self, event: Any) -> None:
+            describe("")
+
+    with event.install_listener("numba:compile", Listener()):
+        yield

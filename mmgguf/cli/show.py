@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,10 +16,12 @@ from rich.text import Text
 
 import mmgguf
 
+from ..errors import NameNotFoundError, shown
 from ..file import GGUFFile
 from ..format.metadata import Metadata
 from ..types import FileType, ValueType, layout_of
 from .ls import nbytes_of, type_name
+from .options import File
 from .printing import (
     ELLIPSIS,
     human_count,
@@ -40,17 +44,33 @@ MAX_ITEM_CHARACTERS = 30
 
 
 def show(
-    file: Annotated[str, typer.Argument(help="A GGUF file, or any shard of a split model.")],
+    file: File,
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY", help="Only the values of these keys, whole; 'llama.*' matches several."),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Long strings and arrays uncut.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Show a summary, the ggml types by share, and the metadata.
+    """Show a summary, the ggml types by share, and the metadata; or the values of some keys.
 
-    Into a pipe: three parts with an empty line between, fields separated by tabs.  In JSON, arrays of more
-    than 1024 elements are {"type", "length"} unless --full is given, and numbers that JSON lacks are the
-    strings "NaN", "Infinity" and "-Infinity".
+    Into a pipe: three parts with an empty line between, fields separated by tabs. With KEY only values: a string
+    exactly as it is stored, escapes and all, and a newline; of an array each element in a line, strings in it with
+    escapes. So 'show FILE tokenizer.chat_template > template.jinja' is the template.
+
+    In JSON, arrays of more than 1024 elements are {"type", "length"} unless KEY or --full is given, and numbers that
+    JSON lacks are the strings "NaN", "Infinity" and "-Infinity".
     """
     with mmgguf.open(file) as model:
+        if keys:
+            pairs = [_pair(model.metadata, key) for key in _match(model.metadata, keys, os.fsdecode(model.path))]
+            if json:
+                print_json({pair.key: pair.value if pair.count is None else _listed(pair.value) for pair in pairs})
+            elif is_terminal():
+                _print_values_for_people(pairs)
+            else:
+                _print_values(pairs)
+            return
         shares = _shares(model)
         if json:
             print_json(_to_json(model, shares, full))
@@ -60,6 +80,44 @@ def show(
             _print_for_people(model, shares, pairs, full)
         else:
             _print_for_programs(model, shares, pairs, full)
+
+
+def _match(metadata: Metadata, wanted: list[str], path: str) -> list[str]:
+    """The keys, in the order in which they were asked for."""
+    chosen: dict[str, None] = {}
+    for key in wanted:
+        fitting = [key] if key in metadata else [known for known in metadata if fnmatchcase(known, key)]
+        if not fitting:
+            raise NameNotFoundError(f"{path}: no metadata key {shown(key, quoted=True)}")
+        chosen.update(dict.fromkeys(fitting))
+    return list(chosen)
+
+
+def _listed(values: Any) -> list[Any]:
+    plain: list[Any] = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    return plain
+
+
+def _print_values(pairs: list[_Pair]) -> None:
+    """For programs: whatever is in the file, and nothing else."""
+    sys.stdout.flush()
+    for pair in pairs:
+        if pair.count is None:
+            # Bytes that are not UTF-8 too, whatever the encoding of the output is.
+            sys.stdout.buffer.write(pair.exact().encode("utf-8", "surrogateescape") + b"\n")
+        else:
+            sys.stdout.buffer.writelines(f"{safe(item)}\n".encode() for item in pair.value)
+    sys.stdout.buffer.flush()
+
+
+def _print_values_for_people(pairs: list[_Pair]) -> None:
+    console = terminal()
+    for pair in pairs:
+        if len(pairs) > 1:
+            console.print(Text(safe(pair.key), style="cyan"))
+        lines = pair.exact().split("\n") if pair.count is None else [pair.full()]
+        for line in lines:
+            sys.stdout.write(safe(line) + "\n")  # uncut, so that it can be copied
 
 
 @dataclass(slots=True)
@@ -124,14 +182,14 @@ class _Pair:
         """The whole value."""
         if self.count is not None:
             return _items(self.value)
-        return safe(self._exact())
+        return safe(self.exact())
 
     def brief(self, width: int | None = None) -> str:
         """The beginning, of a long string also its length; no wider than `width`, if that is given."""
         if self.count is not None:
             text = _items(self.value[:MAX_ITEMS], brief=True, more=self.count > MAX_ITEMS)
             return text if width is None else shorten_end(text, width)
-        whole, limit = self._exact(), MAX_CHARACTERS if width is None else width
+        whole, limit = self.exact(), MAX_CHARACTERS if width is None else width
         # Only what may be shown is made safe: a value may have many megabytes.
         text = safe(whole[: limit + 1])
         note = f" ({len(whole):,} characters)" if len(whole) > max(2 * limit, MAX_CHARACTERS) else ""
@@ -139,7 +197,8 @@ class _Pair:
             note = ""
         return shorten_end(text, limit - len(note)) + note
 
-    def _exact(self) -> str:
+    def exact(self) -> str:
+        """A value that is no array, as it is."""
         # The shortest text that is this number in its own precision: 1e-05, not 9.999999747378752e-06.
         return str(np.float32(self.value)) if self.type == ValueType.FLOAT32.name else str(self.value)
 

@@ -1,27 +1,24 @@
-"""``mmgguf split``, ``merge`` and ``extract``: a model in several files, in one, or some of its tensors."""
+"""``mmgguf split``: a model in several files."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from .printing import is_terminal, print_lines, print_note, print_table, safe, size_text
+from .options import File, Force
+from .printing import is_terminal, print_lines, print_table, size_text
 from .progress import progress_bar
 
-__all__ = ["extract", "merge", "parse_size", "split"]
+__all__ = ["parse_size", "split"]
 
 _UNITS: Final = {
     letter + end: base**power
     for power, letter in enumerate("KMGT", 1)
     for end, base in (("", 1000), ("B", 1000), ("iB", 1024))
 } | {"": 1, "B": 1}
-
-_Force = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
-_File = Annotated[str, typer.Argument(help="A GGUF file, or any shard of a split model.")]
 
 
 def parse_size(text: str) -> int:
@@ -38,8 +35,8 @@ def parse_size(text: str) -> int:
 
 
 def split(
-    file: _File,
-    prefix: Annotated[Path, typer.Argument(help="The shards will be PREFIX-00001-of-00003.gguf, ….")],
+    file: File,
+    prefix: Annotated[Path, typer.Argument(metavar="PREFIX", help="The shards will be PREFIX-00001-of-00003.gguf, ….")],
     max_size: Annotated[
         int | None, typer.Option(metavar="SIZE", parser=parse_size, help="Bytes of tensors per shard, as 2GiB or 500M.")
     ] = None,
@@ -49,7 +46,7 @@ def split(
         bool, typer.Option("--no-tensor-first-split", help="Leave the first shard without tensors.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the shards.")] = False,
-    force: _Force = False,
+    force: Force = False,
 ) -> None:
     """Split a model into shards, as llama.cpp lays them out.
 
@@ -79,32 +76,3 @@ def split(
         print_table(("shard", "tensors", "size"), table, right=("tensors", "size"), flexible="shard")
     else:
         print_lines(rows)
-
-
-def merge(
-    file: Annotated[str, typer.Argument(help="Any shard of a split model.")],
-    output: Annotated[Path, typer.Argument(help="The file to write.")],
-    force: _Force = False,
-) -> None:
-    """Put the shards of a model together into one file."""
-    from ..edit import merge as merge_file
-
-    with progress_bar(output.name) as progress:
-        merge_file(file, output, force=force, progress=progress)
-    print_note(f"wrote {safe(output)}: {size_text(os.path.getsize(output))}")
-
-
-def extract(
-    file: _File,
-    output: Annotated[Path, typer.Argument(help="The file to write.")],
-    names: Annotated[
-        list[str], typer.Option("--names", "-n", metavar="GLOB", help="These tensors, as 'blk.0.*'; repeatable.")
-    ],
-    force: _Force = False,
-) -> None:
-    """Write some tensors of a model to a file of their own, with all of its metadata."""
-    from ..edit import extract as extract_file
-
-    with progress_bar(output.name) as progress:
-        extract_file(file, output, names=names, force=force, progress=progress)
-    print_note(f"wrote {safe(output)}: {size_text(os.path.getsize(output))}")

@@ -92,12 +92,13 @@ class TensorInfo:
     @property
     def row_size(self) -> int:
         """Bytes per row of ``ne[0]`` elements; raises `UnknownTypeError`."""
-        return self.layout.row_size(self.ne[0] if self.ne else 1)
+        layout = self.layout
+        return (self.ne[0] if self.ne else 1) // layout.block_size * layout.type_size
 
     @property
     def nbytes(self) -> int:
         """Bytes of its data, without padding; raises `UnknownTypeError`."""
-        return self.layout.nbytes(self.shape)
+        return self.row_size * math.prod(self.ne[1:])
 
 
 class TensorInfos(Mapping[str, TensorInfo]):

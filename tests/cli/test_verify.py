@@ -117,12 +117,24 @@ def test_compare(good: Path, bad: Path) -> None:
 
 
 @posix
+def test_a_name_alone_is_no_table(good: Path) -> None:
+    path = good.with_name("name.gguf")
+    good.rename(path)
+    status, output = run_in_terminal("verify", path, columns=200)
+    assert status == 0
+    first, second = STYLES.sub("", output).splitlines()
+    assert first == "Nothing wrong was found; --data looks at the values too."
+    assert second.startswith("Note: the name is not ")
+
+
+@posix
 @pytest.mark.parametrize("columns", [30, 100])
 def test_on_a_terminal(columns: int, good: Path, bad: Path) -> None:
     for arguments, status, parts in (
-        (("verify", good), 0, ["nothing found"]),
+        (("verify", good), 0, ["Nothing wrong was found"]),
+        (("verify", good, "--data"), 0, ["Nothing wrong was found."]),
         (("verify", "--data", "--hash", bad), 1, ["key-style", "value-not-finite", "(the whole)"]),
-        (("compare", good, good), 0, ["no differences"]),
+        (("compare", good, good), 0, ["No differences."]),
         (("compare", good, bad), 1, ["Upper", "changed"]),
     ):
         got, output = run_in_terminal(*arguments, columns=columns)

@@ -1,0 +1,96 @@
+"""Help texts that fit any terminal: whole words, nothing cut, in colour where there are colours.
+
+Typer's own come in frames whose columns are folded and cut in narrow windows.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import Any, Final
+
+from rich.cells import cell_len
+from typer.core import TyperCommand, TyperGroup
+
+from .printing import errors_as_one_line, style, terminal
+
+__all__ = ["Command", "Commands"]
+
+#: Prose is read in lines of at most so many characters, and beside its terms in no fewer than so many.
+_WIDEST: Final = 100
+_NARROWEST: Final = 36
+
+
+class Command(TyperCommand):
+    """A subcommand with such a help text."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(_help(self, ctx, []))
+
+
+class Commands(TyperGroup):
+    """The program, likewise; its errors, and those of its subcommands, become one line."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:  # prints help texts
+        with errors_as_one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with errors_as_one_line():
+            return super().invoke(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        commands = [(name, _paragraphs(self.commands[name].help)[0]) for name in self.list_commands(ctx)]
+        formatter.write(_help(self, ctx, commands))
+
+
+def _paragraphs(text: str | None) -> list[str]:
+    return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text or "")]
+
+
+def _argument(parameter: Any) -> str:
+    name = parameter.metavar or parameter.name.upper()
+    return f"[{name}]..." if parameter.nargs == -1 else name if parameter.required else f"[{name}]"
+
+
+def _help(command: Any, ctx: Any, commands: list[tuple[str, str]]) -> str:
+    console = terminal()
+    width = min(console.width, _WIDEST)
+    bold, cyan = style(console, "bold"), style(console, "cyan")
+    parameters = command.get_params(ctx)
+    arguments = [_argument(one) for one in parameters if one.param_type_name == "argument"]
+    pieces = [ctx.command_path, "[OPTIONS]", *arguments, *(["COMMAND [ARGS]..."] if commands else [])]
+    usage = textwrap.fill(" ".join(pieces), width - 7, **_WHOLE)
+    lines = [f"{bold[0]}Usage:{bold[1]} " + usage.replace("\n", "\n       ")]
+    lines += ["\n" + textwrap.fill(paragraph, width, **_WHOLE) for paragraph in _paragraphs(command.help)]
+    records: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": [], "Commands": commands}
+    for parameter in parameters:
+        if (record := parameter.get_help_record(ctx)) is None:
+            continue
+        if parameter.param_type_name == "argument":
+            records["Arguments"].append((_argument(parameter), parameter.help or ""))
+        else:
+            records["Options"].append(record)
+    for head, rows in records.items():
+        if rows:
+            lines.append(f"\n{bold[0]}{head}:{bold[1]}")
+            lines += _definitions(rows, width, cyan)
+    return "\n".join(lines) + "\n"
+
+
+_WHOLE: Final[dict[str, Any]] = {"break_long_words": False, "break_on_hyphens": False}
+
+
+def _definitions(rows: list[tuple[str, str]], width: int, colour: tuple[str, str]) -> list[str]:
+    """Terms with their texts beside them, or where there is no room for that, below."""
+    column = 2 + max(cell_len(term) for term, _ in rows) + 2
+    beside = width - column >= _NARROWEST
+    lines = []
+    for term, text in rows:
+        indent = " " * (column if beside else 6)
+        filled = textwrap.fill(" ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent, **_WHOLE)
+        if beside:
+            lines.append(f"  {colour[0]}{term}{colour[1]}{filled[2 + cell_len(term) :]}")
+        else:
+            lines += [f"  {colour[0]}{term}{colour[1]}", filled]
+    return lines
