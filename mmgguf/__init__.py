@@ -19,11 +19,10 @@ from . import (
 )
 from .dequant import dequantize
 from .errors import GGUFError
-from .file import GGUFFile
+from .file import GGUFFile, read_header
 from .file import open as open
 from .format.header import Header
 from .format.metadata import Metadata
-from .format.parser import read_header
 from .format.values import TypedValue
 from .format.writer import TypedTensor, write
 from .inspect import compare, digest, verify

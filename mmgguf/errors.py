@@ -13,6 +13,8 @@
     ├── MetadataTypeError    (TypeError)     a typed getter met a value of another type
     ├── NameNotFoundError    (KeyError)      no such tensor or metadata key
     ├── FileChangedError     (RuntimeError)  the file is not the one that was opened
+    ├── RemoteError          (OSError)       a server or file system did not give what was asked for
+    ├── StoreError           (ValueError)    a store of another program has a broken entry
     └── ClosedError          (ValueError)    the file was closed
 
     MissingExtraError        (ImportError)   an optional dependency is not installed (not about a file)
@@ -35,7 +37,9 @@ __all__ = [
     "MissingExtraError",
     "NameNotFoundError",
     "NotGGUFError",
+    "RemoteError",
     "SplitError",
+    "StoreError",
     "TruncatedError",
     "UnknownTypeError",
     "VersionError",
@@ -121,6 +125,14 @@ class NameNotFoundError(GGUFError, KeyError):
 
 class FileChangedError(GGUFError, RuntimeError):
     """The file on disk is not, or no longer, the one that was opened."""
+
+
+class RemoteError(GGUFError, OSError):
+    """A server or a file system did not give what was asked for, and asking again would not help."""
+
+
+class StoreError(GGUFError, ValueError):
+    """A store of another program (ollama, LM Studio, a cache) has an entry that is broken."""
 
 
 class ClosedError(GGUFError, ValueError):

@@ -2,64 +2,32 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
-import numpy as np
 import numpy.typing as npt
 
+from .conversion import values
 from .dequant import target_dtype
-from .errors import ClosedError, FileChangedError, GGUFError, NameNotFoundError, SplitError, shown
+from .errors import ClosedError, GGUFError, NameNotFoundError, shown
 from .format.header import Header
-from .format.metadata import Metadata, Section
+from .format.metadata import Metadata, RetainedArrays, Section
 from .format.parser import parse_header
 from .format.seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
-from .format.shards import ShardName, shard_name
-from .selection import Names, Progress, select, values, walk
-from .storage.local import (
-    Access,
-    Identity,
-    Mode,
-    StorageFile,
-    StorageKind,
-    open_descriptor,
-    open_storage,
-    require_identity,
-)
+from .selection import Names, Progress, select, walk
+from .shard import Shard, open_shards, parse_storage
+from .storage.base import MAX_CONCURRENCY, TIMEOUT, Access, Mode, Reference, Storage, StorageKind, Transfer
+from .storage.sources import Opener
 from .tensor import Tensor
 from .types import ByteOrder, FileType, layout_of
 
-__all__ = ["GGUFFile", "Shard", "Source", "open", "opened"]
+__all__ = ["GGUFFile", "Shard", "Source", "open", "opened", "read_header"]
 
 #: How much is waited for at a time, so that progress can be shown.
 _PREFETCH_STEP: Final = 16 << 20
-#: A name may speak of 99999 shards, and a network's file system be slow.
-_COUNTED_MISSING: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One file of a model.
-
-    Attributes
-    ----------
-    path : str
-        Where it was opened.
-    header : Header
-        Its parsed header.
-    file : StorageFile
-        Its bytes.
-    """
-
-    path: str
-    header: Header
-    file: StorageFile
 
 
 class GGUFFile(Mapping[str, Tensor]):
@@ -197,16 +165,17 @@ class GGUFFile(Mapping[str, Tensor]):
         return layers
 
     def dequantize_all(
-        self, dtype: npt.DTypeLike | None = np.float32, names: Names = None, progress: Progress | None = None
+        self, *, names: Names = None, dtype: npt.DTypeLike | None = None, progress: Progress | None = None
     ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """Go through the tensors in the file's order, dequantizing each while the next ones' pages are read.
 
         Parameters
         ----------
-        dtype : {float32, float16, bfloat16, float64} or None
-            What blocks and floats become; integers stay what they are.  None: plain types keep their dtype.
         names : str or iterable of str, optional
             Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
+        dtype : {float32, float16, bfloat16, float64}, optional
+            What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
+            blocks become float32.
         progress : callable, optional
             Called with (stored bytes done, stored bytes in all).
 
@@ -266,16 +235,16 @@ class GGUFFile(Mapping[str, Tensor]):
         """Bytes of tensors that are in the page cache; 0 where the system cannot tell."""
         return sum(file.resident(offset, nbytes) for file, offset, nbytes in self._ranges(names))
 
-    def _ranges(self, names: Names) -> list[tuple[StorageFile, int, int]]:
+    def _ranges(self, names: Names) -> list[tuple[Storage, int, int]]:
         """Where tensors lie: (file, offset, bytes), in the order of the file, neighbours merged."""
         tensors = [self[name] for name in select(self, names)]
         order = {shard.file: no for no, shard in enumerate(self.shards)}
         # Padding between neighbours belongs to them: to the kernel they are one range.
         gap = max(shard.header.alignment for shard in self.shards)
-        ranges: list[tuple[StorageFile, int, int]] = []
+        ranges: list[tuple[Storage, int, int]] = []
         known = [t for t in tensors if layout_of(t.type) is not None and t.nbytes]
         for t in sorted(known, key=lambda t: (order[t.storage], t.offset)):
-            if ranges and ranges[-1][0] is t.storage:
+            if ranges and ranges[-1][0] is t.storage and not t.storage.is_remote:
                 file, offset, nbytes = ranges[-1]
                 if t.file_offset - (offset + nbytes) < gap:
                     ranges[-1] = (file, offset, max(nbytes, t.file_offset + t.nbytes - offset))
@@ -316,9 +285,7 @@ class GGUFFile(Mapping[str, Tensor]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._require_open()
-        file = self.shards[0].file
-        identities = [shard.file.identity for shard in self.shards]
-        return _restore, (file.absolute_path, file.kind, file.mode, self._access, self._lock, identities)
+        return _restore, ([shard.file.reference() for shard in self.shards], self._access, self._lock)
 
     def __repr__(self) -> str:
         if self._closed:
@@ -328,29 +295,42 @@ class GGUFFile(Mapping[str, Tensor]):
 
 
 def open(
-    source: str | os.PathLike[str],
+    source: Source,
     *,
-    storage: StorageKind = "mmap",
+    storage: StorageKind | None = None,
     mode: Mode = "r",
     access: Access = "normal",
     lock: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    timeout: float = TIMEOUT,
+    max_concurrency: int = MAX_CONCURRENCY,
 ) -> GGUFFile:
-    """Open a GGUF file, or all shards of a split model by the path of any one.
+    """Open a GGUF file, or all shards of a split model by the path or URL of any one.
 
     Parameters
     ----------
-    source : path-like
-        The file.
-    storage : {"mmap", "read"}
+    source : path-like, URL, bytes or binary file object
+        A path; a URL of any file system that fsspec knows (``https://``, ``s3://``, ``simplecache::https://``, …); a
+        name in a store (``ollama://llama3.2:1b``, ``hf://org/repo:Q4_K_M``, ``lmstudio://publisher/model/file``, see
+        `mmgguf.resolve`); the file's content (bytes, bytearray, memoryview, …), which is used without a copy; or any
+        seekable binary file object, which stays open.  A real file is mapped through its descriptor.
+    storage : {"mmap", "read"}, optional
         ``"mmap"``: tensors are views of the mapped file.  ``"read"``: each is read into fresh memory when it is asked
-        for; meant for network file systems, and for files that others may truncate.
+        for; meant for network file systems, and for files that others may truncate.  By default files of this machine
+        are mapped, and others are read.
     mode : {"r", "c"}
         ``"r"``: arrays are read-only.  ``"c"``: they are writable, and the file never changes (copy-on-write).
     access : {"normal", "sequential", "random"}
         How the data will be read, as advice to the kernel.
     lock : bool, default False
-        Keep the mapped file in memory (``mlock``); only with ``storage="mmap"`` and ``mode="r"``, since locking what
-        is copy-on-write copies all of it.
+        Keep the mapped file in memory (``mlock``); only with a mapped file and ``mode="r"``, since locking what is
+        copy-on-write copies all of it.
+    storage_options : dict, optional
+        For a URL: options of its file system, as pandas and Dask have it.
+    timeout : float, default 30
+        For a URL: seconds without a byte after which a request has failed.  What may pass is tried again four times.
+    max_concurrency : int, default 16
+        For a URL: ranges in flight at a time.
 
     Returns
     -------
@@ -360,46 +340,49 @@ def open(
     Raises
     ------
     GGUFError
-        The file is not valid GGUF, or the shards do not belong together.
+        The file is not valid GGUF, the shards do not belong together, or a server does not give what it should.
     OSError
-        The system cannot open it, it is not a regular file, or memory cannot be locked.
+        The system or a server cannot open it, it is not a regular file, or memory cannot be locked.
     ValueError
-        An argument that is none of these, or a `lock` that cannot be had.
+        An argument that is none of these, a `lock` that cannot be had, ``storage="mmap"`` for what cannot be mapped.
+    MissingExtraError
+        A URL needs ``pip install 'mmgguf[remote]'``.
+
+    Examples
+    --------
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> _ = file.write(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    >>> len(mmgguf.open(file))
+    0
     """
     for what, given, allowed in (
-        ("storage", storage, ("mmap", "read")),
+        ("storage", storage, (None, "mmap", "read")),
         ("mode", mode, ("r", "c")),
         ("access", access, ("normal", "sequential", "random")),
     ):
         if given not in allowed:
             raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, got {given!r}")
-    if lock and (storage, mode) != ("mmap", "r"):
+    if lock and (storage == "read" or mode != "r"):
         raise ValueError(f"lock=True needs storage='mmap' and mode='r', got {storage!r} and {mode!r}")
-    name = os.fsdecode(source)
-    shards = [_open_shard(name, storage, mode)]
+    shards = open_shards(source, Opener(storage, mode, storage_options, Transfer(timeout, max_concurrency)))
     try:
-        count = _split_value(shards[0], "split.count", 1)
-        if count > 1:
-            shards = _open_rest(shards[0], count, storage, mode)
-        for shard in shards:
-            if access != "normal":
-                shard.file.advise(access)
-            if lock:
-                shard.file.lock()
-        return GGUFFile(shards, access, lock)
+        if lock and shards[0].file.kind != "mmap":
+            raise ValueError(f"lock=True needs a file that is mapped, and {shards[0].path} is not")
+        return _ready(shards, access, lock)
     except BaseException:
         for shard in shards:
             shard.file.close()
         raise
 
 
-#: What takes a file takes its path, or the file opened already.
-Source = str | os.PathLike[str] | GGUFFile
+#: What takes a file takes its path, a URL or name, its content, a binary file object, or the file opened already.
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | GGUFFile | Any
 
 
 @contextmanager
-def opened(source: Source, *, storage: StorageKind = "mmap", mode: Mode = "r") -> Iterator[GGUFFile]:
-    """The open file itself; or the file at a path, which is closed again (arrays of it stay valid)."""
+def opened(source: Source, *, storage: StorageKind | None = None, mode: Mode = "r") -> Iterator[GGUFFile]:
+    """The open file itself; or the file of a source, which is closed again (arrays of it stay valid)."""
     if isinstance(source, GGUFFile):
         yield source
         return
@@ -407,108 +390,74 @@ def opened(source: Source, *, storage: StorageKind = "mmap", mode: Mode = "r") -
         yield f
 
 
-def _restore(
-    path: str, storage: StorageKind, mode: Mode, access: Access, lock: bool, identities: list[Identity]
-) -> GGUFFile:
-    file = open(path, storage=storage, mode=mode, access=access, lock=lock)
-    try:
-        if len(file.shards) != len(identities):
-            raise FileChangedError(f"{path}: had {len(identities)} shards when it was sent, has {len(file.shards)} now")
-        for shard, identity in zip(file.shards, identities, strict=True):
-            require_identity(shard.file, identity)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _open_shard(path: str, storage: StorageKind, mode: Mode) -> Shard:
-    descriptor = open_descriptor(path)
-    try:
-        with io.FileIO(descriptor, closefd=False) as raw:
-            seeker = BufferedSeeker(raw, DEFAULT_BUFFER_SIZE)
-            header = parse_header(seeker)
-    except GGUFError as error:
-        error.args = (f"{path}: {error}",)
-        raise
-    except OSError as error:  # of some special files there is no end to seek to
-        error.filename = path
-        raise
-    file = open_storage(descriptor, path, storage, mode)
-    if file.size != seeker.size:
-        # The header was held against another size than the one that is mapped.
-        file.close()
-        raise FileChangedError(f"{path}: had {seeker.size} bytes when its header was read, has {file.size} now")
-    file.header_nbytes = header.nbytes
-    header.metadata.bind(file)
-    return Shard(path, header, file)
-
-
-def _open_rest(given: Shard, count: int, storage: StorageKind, mode: Mode) -> list[Shard]:
-    """All shards of the split that `given` belongs to, in order, held against each other."""
-    name = shard_name(given.path, count)
-    every = (name.path(no) for no in range(1, count + 1))
-    missing = list(itertools.islice((path for path in every if not os.path.exists(path)), _COUNTED_MISSING))
-    if missing:
-        least = "at least " if len(missing) == _COUNTED_MISSING else ""
-        others = f" and {least}{len(missing) - 1} more" if len(missing) > 1 else ""
-        raise SplitError(f"{missing[0]}{others}: missing; {given.path} is one shard of {count}")
+def _restore(references: list[Reference], access: Access, lock: bool) -> GGUFFile:
     shards: list[Shard] = []
     try:
-        for no in range(1, count + 1):
-            shards.append(given if no == name.no else _open_shard(name.path(no), storage, mode))
-            _check_shard(shards[-1], no, name)
-        _check_together(shards)
+        for reference in references:
+            shard = parse_storage(reference.open())
+            shards.append(shard)
+        return _ready(shards, access, lock)
     except BaseException:
         for shard in shards:
             shard.file.close()
         raise
-    return shards
 
 
-def _check_shard(shard: Shard, no: int, name: ShardName) -> None:
-    for key, expected in (("split.no", no - 1), ("split.count", name.count)):
-        value = _split_value(shard, key, None)
-        if value != expected:
-            said = "is missing" if value is None else f"is {value}"
-            raise SplitError(f"{shard.path}: foreign shard: {key} {said}, the file's name asks for {expected}")
-
-
-def _check_together(shards: list[Shard]) -> None:
-    first = shards[0]
-    expected = sum(len(shard.header.tensors) for shard in shards)
-    seen: dict[str, str] = {}
+def _ready(shards: list[Shard], access: Access, lock: bool) -> GGUFFile:
     for shard in shards:
-        for what in ("version", "byte_order"):
-            ours, theirs = getattr(first.header, what), getattr(shard.header, what)
-            if ours != theirs:
-                raise SplitError(f"{shard.path}: foreign shard: {what} {theirs}, {first.path} has {ours}")
-        key = "general.architecture"
-        ours, theirs = (_named(one, one.header.metadata.get_str, key, None) for one in (first, shard))
-        if theirs not in (None, ours) and ours is not None:
-            raise SplitError(
-                f"{shard.path}: foreign shard: {key} is {shown(theirs, quoted=True)}, "
-                f"{first.path} has {shown(ours, quoted=True)}"
-            )
-        total = _split_value(shard, "split.tensors.count", None)
-        if total is not None and total != expected:
-            raise SplitError(
-                f"{shard.path}: split.tensors.count is {total}, the shards have {expected} tensors together"
-            )
-        for name in shard.header.tensors:
-            if name in seen:
-                raise SplitError(f"{shard.path}: duplicate tensor {shown(name, quoted=True)}, {seen[name]} has it too")
-            seen[name] = shard.path
+        if access != "normal":
+            shard.file.advise(access)
+        if lock:
+            shard.file.lock()
+    return GGUFFile(shards, access, lock)
 
 
-def _split_value(shard: Shard, key: str, default: Any) -> Any:
-    return _named(shard, shard.header.metadata.get_int, key, default)
+def read_header(
+    source: Source,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    timeout: float = TIMEOUT,
+    buffer_size: int = DEFAULT_BUFFER_SIZE,
+) -> Header:
+    """Read the header of one file, and nothing else of it.
 
+    Parameters
+    ----------
+    source : path-like, URL, bytes, binary file object or GGUFFile
+        As `open` takes it; a file object stays open, and nothing behind the header is read but what one buffer holds.
+        Of a split model, the shard that is given.
+    storage_options : dict, optional
+        As of `open`.
+    timeout : float, default 30
+        Likewise.
+    buffer_size : int, default 65536
+        Bytes to fetch at a time from files and file objects.
 
-def _named(shard: Shard, getter: Callable[[str, Any], Any], key: str, default: Any) -> Any:
-    """What a typed getter gives; its errors name the shard."""
+    Returns
+    -------
+    Header
+        Its metadata arrays are kept in memory, and do not need the file any more.
+
+    Raises
+    ------
+    GGUFError
+        The bytes are not a GGUF header; `mmgguf.errors` has the kinds.
+    """
+    if isinstance(source, GGUFFile):
+        source._require_open()
+        return _read_header(source.shards[0].file.reader(), buffer_size)
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        return _read_header(source, buffer_size)
+    file = Opener("read", "r", storage_options, Transfer(timeout)).open(source)
     try:
-        return getter(key, default)
+        return _read_header(file.reader(), buffer_size)
     except GGUFError as error:
-        error.args = (f"{shard.path}: {error}",)
+        text = str(error)
+        error.args = (text if text.startswith(file.path) else f"{file.path}: {text}",)
         raise
+    finally:
+        file.close()
+
+
+def _read_header(file: Any, buffer_size: int) -> Header:
+    return parse_header(BufferedSeeker(file, buffer_size), RetainedArrays())

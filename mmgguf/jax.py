@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .conversion import empty, result_dtype, store
 from .errors import MissingExtraError
 from .file import GGUFFile, Source, opened
 from .loading import TensorMapping
-from .selection import Names, Progress, empty, result_dtype, store, walk
+from .selection import Names, Progress, walk
 from .tensor import Tensor
 from .types import GGMLType
 
@@ -66,10 +67,10 @@ class Tensors(TensorMapping[Any]):
     dtype : {float32, float16, bfloat16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32.
-    device : jax.Device or jax.sharding.Sharding, optional
-        Where the arrays go; by default where JAX puts new ones.
     dequantize : bool, default True
         False hands blocks over as `PackedArray`.
+    device : jax.Device or jax.sharding.Sharding, optional
+        Where the arrays go; by default where JAX puts new ones.
 
     Notes
     -----
@@ -77,7 +78,7 @@ class Tensors(TensorMapping[Any]):
     """
 
     def __init__(
-        self, f: GGUFFile, dtype: npt.DTypeLike | None = None, device: Any = None, dequantize: bool = True
+        self, f: GGUFFile, *, dtype: npt.DTypeLike | None = None, dequantize: bool = True, device: Any = None
     ) -> None:
         super().__init__(f)
         self._dtype = dtype
@@ -93,7 +94,7 @@ class Tensors(TensorMapping[Any]):
     def _load(self, tensor: Tensor) -> Any:
         data, layout = tensor.data, tensor.layout
         if not layout.is_plain and not self._dequantize:
-            shape = (*tensor.shape[:-1], data.shape[-1] * layout.type_size)
+            shape = layout.packed_shape(tensor.shape)
             blocks = data if data.dtype == layout.dtype else data.astype(layout.dtype)
             raw = blocks.reshape(-1).view(np.uint8) if data.size else np.empty(0, np.uint8)
             return PackedArray(self._put(raw.reshape(shape)), GGMLType(tensor.type), tensor.shape)
@@ -111,30 +112,31 @@ class Tensors(TensorMapping[Any]):
 
 
 def load_file(
-    path: Source,
-    dtype: npt.DTypeLike | None = None,
-    device: Any = None,
+    source: Source,
+    *,
     names: Names = None,
+    dtype: npt.DTypeLike | None = None,
     dequantize: bool = True,
     progress: Progress | None = None,
+    device: Any = None,
 ) -> dict[str, Any]:
     """All tensors of a file.
 
     Parameters
     ----------
-    path : path-like or GGUFFile
+    source : path-like or GGUFFile
         The file.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dtype : {float32, float16, bfloat16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32.
-    device : jax.Device or jax.sharding.Sharding, optional
-        Where the arrays go; by default where JAX puts new ones.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dequantize : bool, default True
         False hands blocks over as `PackedArray`: raw uint8 with ggml type and logical shape.
     progress : callable, optional
         Called with (bytes done, bytes in all).
+    device : jax.Device or jax.sharding.Sharding, optional
+        Where the arrays go; by default where JAX puts new ones.
 
     Returns
     -------
@@ -148,6 +150,6 @@ def load_file(
     TypeError
         A dtype that is not offered.
     """
-    with opened(path) as f:
-        tensors = Tensors(f, dtype, device, dequantize)
+    with opened(source) as f:
+        tensors = Tensors(f, dtype=dtype, dequantize=dequantize, device=device)
         return {tensor.name: tensors._load(tensor) for tensor in walk(f, names, progress)}

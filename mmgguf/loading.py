@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
+from .conversion import values
 from .file import GGUFFile, Source, opened
-from .selection import Names, Progress, values, walk
+from .selection import Names, Progress, walk
 
 __all__ = ["TensorMapping", "load_file"]
 
@@ -39,9 +40,10 @@ class TensorMapping(Mapping[str, _T]):
 
 
 def load_file(
-    path: Source,
-    dtype: npt.DTypeLike | None = None,
+    source: Source,
+    *,
     names: Names = None,
+    dtype: npt.DTypeLike | None = None,
     dequantize: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
@@ -49,13 +51,13 @@ def load_file(
 
     Parameters
     ----------
-    path : path-like or GGUFFile
+    source : path-like or GGUFFile
         The file.  To read instead of mapping, open it with ``storage="read"`` and pass that.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dtype : {float32, float16, bfloat16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dequantize : bool, default True
         False leaves blocks as they are stored: structured arrays as `Tensor.data` gives them.
     progress : callable, optional
@@ -74,7 +76,7 @@ def load_file(
     TypeError
         A dtype that is not offered.
     """
-    with opened(path) as f:
+    with opened(source) as f:
         return {
             tensor.name: values(tensor, dtype) if dequantize or tensor.layout.is_plain else tensor.data
             for tensor in walk(f, names, progress)

@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from .conversion import chunks, result_dtype
 from .errors import FormatError, shown
 from .file import Source, opened
 from .format.strings import encoded_size, is_utf8
 from .format.target import replacing
-from .selection import Names, Progress, chunks, result_dtype, select, walk
+from .selection import Names, Progress, select, walk
 from .tensor import Tensor
 
 __all__ = ["save_file"]
@@ -31,25 +32,26 @@ _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
 
 def save_file(
-    gguf: Source,
+    source: Source,
     path: str | os.PathLike[str],
-    dtype: npt.DTypeLike | None = None,
+    *,
     names: Names = None,
+    dtype: npt.DTypeLike | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write a GGUF file's tensors as an ``.npz`` archive, in one step: the path holds the old file or the new one.
 
     Parameters
     ----------
-    gguf : path-like or GGUFFile
-        The source.
+    source : path-like or GGUFFile
+        The GGUF file.
     path : path-like
         The file to make or to replace; no suffix is added.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dtype : {float32, float16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32, as does BF16, since the format cannot name bfloat16.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     progress : callable, optional
         Called with (stored bytes done, stored bytes in all).
 
@@ -63,7 +65,7 @@ def save_file(
     OSError
         What the operating system refuses; the path is that of the source, under whatever name.
     """
-    with opened(gguf) as f:
+    with opened(source) as f:
         chosen = select(f, names)
         for name in chosen:
             _check(f[name], dtype, f.path)

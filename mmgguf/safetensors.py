@@ -16,7 +16,6 @@ So the way back finds every value as it was.  ``"format": "pt"`` is added, which
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from .conversion import chunks, result_dtype
 from .errors import FormatError, GGUFError, MissingExtraError, UnknownTypeError, shown
 from .file import GGUFFile, Source, opened
 from .format.metadata import Metadata
@@ -35,7 +35,7 @@ from .format.strings import is_utf8
 from .format.target import replacing, require_other_file
 from .format.values import TypedValue
 from .format.writer import TypedTensor, write
-from .selection import Names, Progress, chunks, match, result_dtype, select, walk
+from .selection import Names, Progress, match, select, walk
 from .storage.local import open_descriptor
 from .types import LAYOUTS, GGMLType, ValueType
 
@@ -82,30 +82,31 @@ _OF_STORAGE: Final = ("general.file_type", "general.quantization_version")
 
 
 def save_file(
-    gguf: Source,
+    source: Source,
     path: str | os.PathLike[str],
-    dtype: npt.DTypeLike | None = None,
+    *,
     names: Names = None,
-    metadata: Mapping[str, str] | None = None,
+    dtype: npt.DTypeLike | None = None,
     progress: Progress | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a GGUF file's tensors as a safetensors file, in one step: the path holds the old file or the new one.
 
     Parameters
     ----------
-    gguf : path-like or GGUFFile
-        The source.
+    source : path-like or GGUFFile
+        The GGUF file.
     path : path-like
         The file to make or to replace.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dtype : {float32, float16, bfloat16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
-    metadata : mapping of str to str, optional
-        To be written in the place of the GGUF file's own.
     progress : callable, optional
         Called with (stored bytes done, stored bytes in all).
+    metadata : mapping of str to str, optional
+        To be written in the place of the GGUF file's own.
 
     Raises
     ------
@@ -121,7 +122,7 @@ def save_file(
     -----
     Tensors are laid out by the size of their elements, then in the file's order, so that all of them are aligned.
     """
-    with opened(gguf) as f:
+    with opened(source) as f:
         dtypes = {name: result_dtype(f[name], dtype) for name in select(f, names)}
         order = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)
         if metadata is None:
@@ -188,31 +189,32 @@ def _encode_metadata(metadata: Metadata, converted: bool, where: str) -> dict[st
 
 
 def to_gguf(
-    safetensors: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     path: str | os.PathLike[str],
-    dtype: npt.DTypeLike | None = None,
+    *,
     names: Names = None,
-    metadata: Mapping[str, Any] | None = None,
+    dtype: npt.DTypeLike | None = None,
     progress: Progress | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a safetensors file's tensors as a GGUF file of plain types, one tensor in memory at a time.
 
     Parameters
     ----------
-    safetensors : path-like
-        The source.
+    source : path-like
+        The safetensors file.
     path : path-like
         The file to make or to replace.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.  They are not renamed.
     dtype : {float32, float16, bfloat16, float64}, optional
         What floats become; by default all keep their dtype, as integers do.  Never float16 or bfloat16: what has one
         dimension, norms, and the few others of which llama.cpp takes float32 alone.  These become float32.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.  They are not renamed.
+    progress : callable, optional
+        Called with (bytes done, bytes in all).
     metadata : mapping, optional
         Beside, and before, the source's own: values as `mmgguf.write` takes them.  The source's own are what
         `save_file` wrote, or else strings; ``general.alignment`` and ``split.*`` are not taken from there.
-    progress : callable, optional
-        Called with (bytes done, bytes in all).
 
     Raises
     ------
@@ -228,14 +230,14 @@ def to_gguf(
     target = None if dtype is None else np.dtype(dtype)
     if target is not None and _NAMES.get(target) not in _FLOATS:
         raise TypeError(f"dtype must be one of float32, float16, bfloat16, float64, got {target}")
-    where = os.fspath(safetensors)
+    where = os.fspath(source)
     require_other_file(path, [where])
     with _reading(where) as file:
         known = dict.fromkeys(file.offset_keys() if hasattr(file, "offset_keys") else file.keys())
         parts = {name: file.get_slice(name) for name in match(known, names, where)}
         shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
         types = {name: _ggml_type(name, part, target, f"{where}: {shown(name)}") for name, part in parts.items()}
-        total = sum(math.prod(shapes[name]) * LAYOUTS[types[name]].type_size for name in parts)
+        total = sum(LAYOUTS[types[name]].nbytes(shapes[name]) for name in parts)
         done = 0
 
         def load(name: str) -> npt.NDArray[Any]:

@@ -1,57 +1,26 @@
-"""Through the tensors of a file in its order: which ones, as what numbers, the next ones' pages already on their way.
+"""Which tensors, and through them in the file's order, the next ones' pages already on their way.
 
 What every consumer of whole files shares: `GGUFFile.dequantize_all`, the adapters and the converters.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from .dequant import dequantize
 from .errors import NameNotFoundError
 from .tensor import Tensor
-from .types import GGMLType
 
-if TYPE_CHECKING:
-    from .file import GGUFFile
-
-__all__ = [
-    "Names",
-    "Progress",
-    "chunks",
-    "empty",
-    "match",
-    "ranges",
-    "result_dtype",
-    "select",
-    "store",
-    "values",
-    "walk",
-]
+__all__ = ["Names", "Progress", "match", "select", "walk"]
 
 #: A name or a pattern with ``*``, ``?`` or ``[``, or several; None: all.
 Names = str | Iterable[str] | None
 #: Called with the bytes done so far and those in all.
 Progress = Callable[[int, int], object]
 
-#: The most bytes of numbers that `chunks` holds at a time.
-CHUNK_SIZE: Final = 16 << 20
-#: How far, in stored bytes, pages are asked for ahead of the tensor at hand.
-_AHEAD: Final = 32 << 20
-#: The least alignment of memory that XLA uses as it is.
-_ALIGNMENT: Final = 64
-#: A multiple of every block size.
-_ANY_BLOCK: Final = 256
-_FLOATS: Final = frozenset({GGMLType.F32, GGMLType.F16, GGMLType.F64, GGMLType.BF16})
 
-
-def select(f: GGUFFile, names: Names) -> list[str]:
+def select(f: Mapping[str, Tensor], names: Names) -> list[str]:
     """The tensors that `names` stands for, in the file's order, each once.
 
     Raises
@@ -59,7 +28,7 @@ def select(f: GGUFFile, names: Names) -> list[str]:
     NameNotFoundError
         A name that the file does not have, or a pattern that fits none.
     """
-    return match(f, names, f.path)
+    return match(f, names, getattr(f, "path", "the mapping"))
 
 
 def match(known: Mapping[str, Any], names: Names, where: str) -> list[str]:
@@ -79,7 +48,7 @@ def match(known: Mapping[str, Any], names: Names, where: str) -> list[str]:
 
 
 def walk(
-    f: GGUFFile,
+    f: Mapping[str, Tensor],
     names: Names = None,
     progress: Progress | None = None,
     key: Callable[[Tensor], int] | None = None,
@@ -104,86 +73,20 @@ def _walk(tensors: list[Tensor], total: int, progress: Progress | None) -> Itera
     done = ahead = asked = 0
     if progress is not None:
         progress(0, total)
-    for index, tensor in enumerate(tensors):
-        ahead, asked = max(ahead, index + 1), max(asked, done + tensor.nbytes)
-        while ahead < len(tensors) and asked - done - tensor.nbytes < _AHEAD:
-            following = tensors[ahead]
-            following.storage.prefetch(following.file_offset, following.nbytes)
-            asked += following.nbytes
-            ahead += 1
-        yield tensor
-        done += tensor.nbytes
-        if progress is not None:
-            progress(done, total)
-
-
-def result_dtype(tensor: Tensor, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
-    """What a tensor's numbers become: `dtype` for blocks and floats, while integers stay what they are.
-
-    None: plain types keep their own dtype, blocks become float32.
-    """
-    layout = tensor.layout
-    if layout.is_plain and (dtype is None or tensor.type not in _FLOATS):
-        return layout.dtype
-    return np.dtype(np.float32 if dtype is None else dtype)
-
-
-def values(tensor: Tensor, dtype: npt.DTypeLike | None) -> npt.NDArray[Any]:
-    """The logical form as `result_dtype` says: a view where nothing has to be computed."""
-    target = result_dtype(tensor, dtype)
-    data = tensor.data
-    if data.dtype == target:
-        return data
-    out = empty(tensor.shape, target)
-    store(data, tensor, out)
-    return out
-
-
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """New memory, aligned as XLA and torch's kernels like it.
-
-    numpy's, because numpy asks for huge pages: a model's worth of torch's own takes three times as long to touch.
-    """
-    nbytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
-
-
-def store(blocks: npt.NDArray[Any], tensor: Tensor, out: npt.NDArray[Any]) -> None:
-    """Write the numbers of some of a tensor's blocks to `out`; both contiguous."""
-    blocks, out = blocks.reshape(-1), out.reshape(-1)
-    if blocks.dtype.kind in "iu":
-        np.copyto(out, blocks)  # of the other byte order
-        return
-    dequantize(blocks, GGMLType(tensor.type), dtype=out.dtype, out=out)
-
-
-def ranges(n: int, itemsize: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Cut `n` elements into ranges of whole blocks of at most `limit` bytes of `itemsize` each (or of one block)."""
-    step = max(_ANY_BLOCK, limit // itemsize // _ANY_BLOCK * _ANY_BLOCK)
-    for start in range(0, n, step):
-        yield start, min(start + step, n)
-
-
-def chunks(tensor: Tensor, dtype: npt.DTypeLike | None, limit: int = CHUNK_SIZE) -> Iterator[npt.NDArray[Any]]:
-    """The numbers of `values`, flat and in pieces, so that memory does not grow with the tensor.
-
-    Yields
-    ------
-    ndarray
-        One dimension, at most `limit` bytes.  A piece that was computed is overwritten by the next one.
-    """
-    target = result_dtype(tensor, dtype)
-    stored = tensor.data.reshape(-1)
-    block_size = tensor.layout.block_size
-    buffer: npt.NDArray[Any] | None = None
-    for start, stop in ranges(math.prod(tensor.shape), target.itemsize, limit):
-        piece = stored[start // block_size : stop // block_size]
-        if piece.dtype != target:
-            if buffer is None:
-                buffer = np.empty(stop - start, target)
-            out = buffer[: stop - start]
-            store(piece, tensor, out)
-            piece = out
-        yield piece
+    try:
+        for index, tensor in enumerate(tensors):
+            # A mapping brings the pages of the tensor at hand by itself; ranges of a remote file come faster in parts.
+            is_here = not tensor.storage.is_remote
+            ahead, asked = max(ahead, index + is_here), max(asked, done + tensor.nbytes * is_here)
+            while ahead < len(tensors) and asked - done - tensor.nbytes < tensor.storage.ahead:
+                following = tensors[ahead]
+                following.storage.prefetch(following.file_offset, following.nbytes, once=True)
+                asked += following.nbytes
+                ahead += 1
+            yield tensor
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, total)
+    finally:
+        for storage in {tensor.storage for tensor in tensors[:ahead] if tensor.storage.is_remote}:
+            storage.forget()

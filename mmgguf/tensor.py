@@ -16,7 +16,7 @@ from .arithmetic import Arithmetic
 from .dequant import DTYPES, dequantize
 from .errors import human_size, shown
 from .format.header import TensorInfo
-from .storage.local import StorageFile, open_same
+from .storage.base import Reference, Storage, open_same
 from .types import ByteOrder, GGMLType, Layout, stored_form
 
 __all__ = ["Tensor"]
@@ -44,13 +44,13 @@ class Tensor(Arithmetic):
         Where the data section of its shard begins.
     byte_order : {"little", "big"}
         Of the stored data.
-    storage : StorageFile
+    storage : Storage
         The open file that holds it.
     """
 
     __slots__ = ("byte_order", "data_offset", "info", "storage")
 
-    def __init__(self, info: TensorInfo, file: StorageFile, data_offset: int, byte_order: ByteOrder) -> None:
+    def __init__(self, info: TensorInfo, file: Storage, data_offset: int, byte_order: ByteOrder) -> None:
         self.info = info
         self.storage = file
         self.data_offset = data_offset
@@ -160,7 +160,7 @@ class Tensor(Arithmetic):
         after them choose is read, or of a list or mask of rows these.
         """
         parts = key if isinstance(key, tuple) else (key,)
-        if self.storage.kind == "mmap" or not parts:
+        if self.storage.is_memory or not parts:
             return self.data, key
         shape, dtype = self._stored_form()
         start, depth = 0, 0
@@ -245,7 +245,7 @@ class Tensor(Arithmetic):
         Parameters
         ----------
         dtype : dtype-like, default float32
-            float32, float16, bfloat16 or float64.
+            float32, float16, bfloat16 or float64; None: plain types keep their own, blocks become float32.
         out : ndarray, optional
             Where to write, of shape `shape` and dtype `dtype`.
         threads : int, optional
@@ -425,9 +425,7 @@ class Tensor(Arithmetic):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By reference: where the data lies, not the data.
-        file = self.storage
-        where = (file.absolute_path, file.kind, file.mode, file.identity)
-        return _restore, (self.info, where, self.data_offset, self.byte_order)
+        return _restore, (self.info, self.storage.reference(), self.data_offset, self.byte_order)
 
     def __repr__(self) -> str:
         if isinstance(self.type, GGMLType):
@@ -435,8 +433,8 @@ class Tensor(Arithmetic):
         return f"<Tensor {shown(self.name)} unknown type {self.type} {self.shape}>"
 
 
-def _restore(info: TensorInfo, where: tuple[Any, ...], data_offset: int, byte_order: ByteOrder) -> Tensor:
-    return Tensor(info, open_same(*where), data_offset, byte_order)
+def _restore(info: TensorInfo, reference: Reference, data_offset: int, byte_order: ByteOrder) -> Tensor:
+    return Tensor(info, open_same(reference), data_offset, byte_order)
 
 
 def _extent(wanted: range) -> tuple[int, int]:

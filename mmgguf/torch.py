@@ -13,18 +13,21 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, Self
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from .conversion import empty, ranges, result_dtype, store
 from .dequant import dequantize
 from .errors import MissingExtraError, shown
 from .file import GGUFFile, Source, opened
 from .loading import TensorMapping
-from .selection import Names, Progress, empty, ranges, result_dtype, select, store, walk
-from .storage.local import MappedFile, StorageFile
+from .selection import Names, Progress, select, walk
+from .storage.base import OwnMemory, Storage
+from .storage.local import MappedFile, ReadFile
 from .tensor import Tensor
 from .types import GGMLType
 
@@ -138,10 +141,10 @@ class Tensors(TensorMapping[torch.Tensor]):
     dtype : torch.dtype, optional
         float32, float16, bfloat16 or float64: what blocks and floats become, while integers stay what they are.
         By default plain types keep their dtype and blocks become float32.
-    device : torch.device or str, default "cpu"
-        Where the tensors go.  ``"meta"`` gives shapes and dtypes without touching the data.
     dequantize : bool, default True
         False hands blocks over as `PackedTensor`.
+    device : torch.device or str, default "cpu"
+        Where the tensors go.  ``"meta"`` gives shapes and dtypes without touching the data.
 
     Notes
     -----
@@ -153,16 +156,17 @@ class Tensors(TensorMapping[torch.Tensor]):
     def __init__(
         self,
         f: GGUFFile,
+        *,
         dtype: torch.dtype | None = None,
-        device: torch.device | str | int = "cpu",
         dequantize: bool = True,
+        device: torch.device | str | int = "cpu",
     ) -> None:
         super().__init__(f)
         self._dtype = dtype
         self._target = None if dtype is None else _numpy_dtype(dtype)
         self._device = torch.device(device)
         self._dequantize = dequantize
-        self._mappings: dict[StorageFile, StorageFile] = {}
+        self._mappings: dict[Storage, Storage] = {}
         self._staging: _Staging | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -172,7 +176,8 @@ class Tensors(TensorMapping[torch.Tensor]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By reference, as the file itself: a worker process maps it on its own.
-        return Tensors, (self._file, self._dtype, self._device, self._dequantize)
+        options = {"dtype": self._dtype, "dequantize": self._dequantize, "device": self._device}
+        return partial(Tensors, **options), (self._file,)
 
     def __repr__(self) -> str:
         return f"<Tensors of {self._file!r} on {self._device}>"
@@ -193,7 +198,7 @@ class Tensors(TensorMapping[torch.Tensor]):
     def _raw(self, tensor: Tensor) -> torch.Tensor:
         layout = tensor.layout
         # A row of no blocks has no bytes, and numpy cannot view an axis of nothing as another dtype.
-        shape = (*tensor.shape[:-1], tensor.shape[-1] // layout.block_size * layout.type_size)
+        shape = layout.packed_shape(tensor.shape)
         if self._device.type == "meta":
             data = torch.empty(shape, dtype=torch.uint8, device=self._device)
         else:
@@ -224,8 +229,10 @@ class Tensors(TensorMapping[torch.Tensor]):
     def _writable(self, tensor: Tensor) -> Tensor:
         """The tensor on memory that may be written to."""
         file = tensor.storage
-        if file.mode == "c" or not isinstance(file, MappedFile):
+        if file.mode == "c" or isinstance(file, ReadFile):
             return tensor
+        if not isinstance(file, MappedFile):
+            return Tensor(tensor.info, OwnMemory(file), tensor.data_offset, tensor.byte_order)
         mapping = self._mappings.get(file)
         if mapping is None:
             mapping = self._mappings.setdefault(file, file.copy_on_write())
@@ -233,30 +240,31 @@ class Tensors(TensorMapping[torch.Tensor]):
 
 
 def load_file(
-    path: Source,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | int = "cpu",
+    source: Source,
+    *,
     names: Names = None,
+    dtype: torch.dtype | None = None,
     dequantize: bool = True,
     progress: Progress | None = None,
+    device: torch.device | str | int = "cpu",
 ) -> dict[str, torch.Tensor]:
     """All tensors of a file.
 
     Parameters
     ----------
-    path : path-like or GGUFFile
+    source : path-like or GGUFFile
         The file.
+    names : str or iterable of str, optional
+        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dtype : torch.dtype, optional
         float32, float16, bfloat16 or float64: what blocks and floats become, while integers stay what they are.
         By default plain types keep their dtype and blocks become float32.
-    device : torch.device or str, default "cpu"
-        Where the tensors go.  ``"meta"`` gives shapes and dtypes without touching the data.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
     dequantize : bool, default True
         False hands blocks over as `PackedTensor`: raw uint8 with ggml type and logical shape.
     progress : callable, optional
         Called with (bytes done, bytes in all).
+    device : torch.device or str, default "cpu"
+        Where the tensors go.  ``"meta"`` gives shapes and dtypes without touching the data.
 
     Returns
     -------
@@ -271,8 +279,8 @@ def load_file(
     TypeError
         A dtype that is not offered.
     """
-    with opened(path, mode="c") as f:
-        tensors = Tensors(f, dtype, device, dequantize)
+    with opened(source, mode="c") as f:
+        tensors = Tensors(f, dtype=dtype, dequantize=dequantize, device=device)
         result = {tensor.name: tensors._load(tensor) for tensor in walk(f, names, progress)}
         tensors._finish()
         return result
@@ -280,14 +288,14 @@ def load_file(
 
 def load_model(
     module: torch.nn.Module,
-    path: Source,
-    rename: Mapping[str, str] | Callable[[str], str | None] | None = None,
+    source: Source,
     *,
+    rename: Mapping[str, str] | Callable[[str], str | None] | None = None,
+    names: Names = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
     strict: bool = True,
     assign: bool = False,
-    dtype: torch.dtype | None = None,
-    names: Names = None,
-    progress: Progress | None = None,
 ) -> Any:
     """Fill a module's parameters and buffers in place, without a second copy of the weights in between.
 
@@ -295,22 +303,22 @@ def load_model(
     ----------
     module : torch.nn.Module
         What to fill, on any device.
-    path : path-like or GGUFFile
+    source : path-like or GGUFFile
         The file.
     rename : mapping or callable, optional
         From names in the file to names in the module: a mapping (names that it lacks stay what they are), or a
         function, which may return None for a tensor that is to be left out.
+    names : str or iterable of str, optional
+        Only these tensors of the file: names, or patterns with ``*``, ``?`` or ``[``.
+    dtype : torch.dtype, optional
+        Of the tensors that are assigned; otherwise the module's own dtypes decide.
+    progress : callable, optional
+        Called with (bytes done, bytes in all).
     strict : bool, default True
         Whether missing and unexpected names are an error.  Shapes that differ always are.
     assign : bool, default False
         Put the file's tensors in the place of the module's, as `torch.nn.Module.load_state_dict` does: the way to
         fill a module that was made on the device ``"meta"``, and to share memory with the file.
-    dtype : torch.dtype, optional
-        Of the tensors that are assigned; otherwise the module's own dtypes decide.
-    names : str or iterable of str, optional
-        Only these tensors of the file: names, or patterns with ``*``, ``?`` or ``[``.
-    progress : callable, optional
-        Called with (bytes done, bytes in all).
 
     Returns
     -------
@@ -336,12 +344,12 @@ def load_model(
     """
     if dtype is not None and not assign:
         raise ValueError("dtype needs assign=True: in place, the module's own dtypes decide")
-    with opened(path, mode="c") as f:
+    with opened(source, mode="c") as f:
         renamed = {name: new for name in select(f, names) if (new := _rename(rename, name)) is not None}
         _check_unique(renamed)
         _warn_of_permuted_rows(f, renamed)
         if assign:
-            state = load_file(f, dtype, names=renamed, progress=progress)
+            state = load_file(f, names=renamed, dtype=dtype, progress=progress)
             return module.load_state_dict({renamed[name]: value for name, value in state.items()}, strict, True)
         targets = module.state_dict()
         result = _check_state(module, targets, {new: f[name].shape for name, new in renamed.items()}, strict)
@@ -487,7 +495,7 @@ def _native(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if array.dtype != dtype or not array.flags.aligned:
         return array.astype(dtype)
     if not array.flags.writeable:
-        # Only `storage="read"` gets here: the memory is this array's own, and nobody else has it.
+        # Only files that are read get here: the memory is this array's own, and nobody else has it.
         array.flags.writeable = True
     return array
 

@@ -10,6 +10,7 @@ Vocabulary: a *block* is the unit of quantization, ``block_size`` its elements, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -18,7 +19,18 @@ from typing import Any, Final, Literal
 import ml_dtypes
 import numpy as np
 
-__all__ = ["LAYOUTS", "ByteOrder", "FileType", "GGMLType", "Layout", "ValueType", "layout_of", "stored_form"]
+__all__ = [
+    "LAYOUTS",
+    "ByteOrder",
+    "FileType",
+    "GGMLType",
+    "Layout",
+    "ValueType",
+    "align",
+    "byte_order_character",
+    "layout_of",
+    "stored_form",
+]
 
 ByteOrder = Literal["little", "big"]
 
@@ -151,12 +163,38 @@ class Layout:
         """Bits per weight."""
         return 8 * self.type_size / self.block_size
 
+    def row_size(self, n: int) -> int:
+        """Bytes of a row of `n` elements, which are whole blocks."""
+        return n // self.block_size * self.type_size
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of that logical shape, without padding."""
+        return self.row_size(shape[-1] if shape else 1) * math.prod(shape[:-1])
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the stored form, an item a block, of a tensor of that logical shape."""
+        return shape if self.block_size == 1 else (*shape[:-1], shape[-1] // self.block_size)
+
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the stored form as bytes, of a tensor of that logical shape."""
+        return (*shape[:-1], self.row_size(shape[-1]))
+
     def stored(self, byte_order: ByteOrder) -> np.dtype[Any]:
         """The dtype of a block in a file of that byte order.
 
         In a big-endian file the multi-byte fields are swapped, byte fields are not.
         """
         return _big_endian(self.dtype) if byte_order == "big" else self.dtype
+
+
+def byte_order_character(byte_order: ByteOrder) -> Literal["<", ">"]:
+    """What `struct` and numpy call a byte order."""
+    return ">" if byte_order == "big" else "<"
+
+
+def align(n: int, alignment: int) -> int:
+    """The least multiple of `alignment` that is not below `n`."""
+    return -(-n // alignment) * alignment
 
 
 @cache

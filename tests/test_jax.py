@@ -44,7 +44,7 @@ def assert_bits(actual: Any, expected: np.ndarray[Any, Any]) -> None:
 def test_every_tensor_has_the_file_s_numbers(case_id: str, dtype: Any, tmp_path: Path) -> None:
     path = cases.BY_ID[case_id].write(tmp_path)
     with np.errstate(all="ignore"):
-        arrays, expected = load_file(path, dtype), mmgguf.load_file(path, dtype)
+        arrays, expected = load_file(path, dtype=dtype), mmgguf.load_file(path, dtype=dtype)
         assert list(arrays) == list(expected)
         for name, array in arrays.items():
             assert_bits(array, expected[name])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 import os
 import subprocess
 import sys
@@ -14,8 +16,9 @@ import numpy as np
 import pytest
 
 import mmgguf
+from mmgguf.conversion import chunks, ranges
 from mmgguf.dequant import dequantize
-from mmgguf.selection import chunks, ranges, walk
+from mmgguf.selection import walk
 from mmgguf.types import LAYOUTS, GGMLType
 
 from .support import cases
@@ -40,10 +43,10 @@ def assert_bits(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) ->
 @pytest.mark.parametrize("case_id", EVERYTHING)
 def test_every_tensor_as_numbers(case_id: str, dtype: Any, tmp_path: Path) -> None:
     path, tensors = cases.BY_ID[case_id].write(tmp_path), cases.BY_ID[case_id].tensors
-    arrays = mmgguf.load_file(path, dtype)
+    arrays = mmgguf.load_file(path, dtype=dtype)
     assert list(arrays) == list(tensors)
     with mmgguf.open(path) as f:
-        pairs = dict(f.dequantize_all(dtype))
+        pairs = dict(f.dequantize_all(dtype=dtype))
         for name, tensor in tensors.items():
             expected = expected_of(tensor, dtype)
             assert_bits(arrays[name], expected)
@@ -65,6 +68,32 @@ def test_plain_tensors_are_views(all_types: Path) -> None:
             assert np.shares_memory(array, f[name].data)
 
 
+OPTIONS = {"names": None, "dtype": None, "dequantize": True, "progress": None}
+SURFACE = {
+    "mmgguf:load_file": list(OPTIONS),
+    "mmgguf.torch:load_file": [*OPTIONS, "device"],
+    "mmgguf.jax:load_file": [*OPTIONS, "device"],
+    "mmgguf.torch:Tensors": ["dtype", "dequantize", "device"],
+    "mmgguf.jax:Tensors": ["dtype", "dequantize", "device"],
+    "mmgguf:GGUFFile.dequantize_all": ["names", "dtype", "progress"],
+    "mmgguf.npz:save_file": ["names", "dtype", "progress"],
+    "mmgguf.safetensors:save_file": ["names", "dtype", "progress", "metadata"],
+    "mmgguf.safetensors:to_gguf": ["names", "dtype", "progress", "metadata"],
+}
+
+
+@pytest.mark.parametrize("where", SURFACE)
+def test_options_are_the_same_everywhere(where: str) -> None:
+    module, _, path = where.partition(":")
+    function = operator.attrgetter(path)(pytest.importorskip(module))
+    first, *others = [p for name, p in inspect.signature(function).parameters.items() if name not in ("self", "path")]
+    assert first.name == {"Tensors": "f", "GGUFFile.dequantize_all": "names"}.get(path, "source")
+    options = [p for p in (first, *others) if p.kind is p.KEYWORD_ONLY]
+    assert [p.name for p in options] == SURFACE[where]
+    assert others == [p for p in others if p.kind is p.KEYWORD_ONLY]
+    assert {p.name: p.default for p in options if p.name in OPTIONS}.items() <= OPTIONS.items()
+
+
 def test_stored_blocks(all_types: Path) -> None:
     arrays = mmgguf.load_file(all_types, dequantize=False)
     for name, tensor in cases.BY_ID["all-types"].tensors.items():
@@ -74,7 +103,7 @@ def test_stored_blocks(all_types: Path) -> None:
 
 def test_read_instead_of_mapped(all_types: Path) -> None:
     with mmgguf.open(all_types, storage="read") as f:
-        for name, array in f.dequantize_all(None):
+        for name, array in f.dequantize_all(dtype=None):
             assert_bits(array, expected_of(cases.BY_ID["all-types"].tensors[name], None))
 
 
@@ -115,9 +144,9 @@ def test_an_unknown_type_is_an_error_before_the_first_tensor_unless_left_out(tmp
 
 def test_other_dtypes_are_refused(all_types: Path) -> None:
     with pytest.raises(TypeError, match="dtype must be one of float32"):
-        mmgguf.load_file(all_types, np.int32)
+        mmgguf.load_file(all_types, dtype=np.int32)
     with mmgguf.open(all_types) as f, pytest.raises(TypeError, match="dtype must be one of float32"):
-        f.dequantize_all(np.int32)
+        f.dequantize_all(dtype=np.int32)
 
 
 def test_progress_counts_stored_bytes(all_types: Path) -> None:
@@ -133,11 +162,11 @@ def test_the_next_tensors_are_asked_for_once_each_and_in_time(tmp_path: Path, mo
     names = [f"t{i}" for i in range(9)]
     mmgguf.write(tmp_path / "x.gguf", {}, {name: np.zeros(10, np.int8) for name in names})
     asked: list[str] = []
-    monkeypatch.setattr("mmgguf.selection._AHEAD", 25)
+    monkeypatch.setattr("mmgguf.storage.local.MappedFile.ahead", 25)
     with mmgguf.open(tmp_path / "x.gguf") as f:
         at = {f[name].file_offset: name for name in names}
         monkeypatch.setattr(
-            "mmgguf.storage.local.MappedFile.prefetch", lambda file, offset, nbytes: asked.append(at[offset])
+            "mmgguf.storage.local.MappedFile.prefetch", lambda file, offset, nbytes, once: asked.append(at[offset])
         )
         for index, _ in enumerate(walk(f)):
             # Whatever begins within the next 25 bytes: three tensors of 10.

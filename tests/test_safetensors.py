@@ -61,8 +61,8 @@ def typed(metadata: mmgguf.Metadata) -> dict[str, Any]:
 @pytest.mark.parametrize("case_id", EVERYTHING)
 def test_the_package_reads_the_file_s_numbers(case_id: str, dtype: Any, tmp_path: Path) -> None:
     path, target = cases.BY_ID[case_id].write(tmp_path), tmp_path / "x.safetensors"
-    save_file(path, target, dtype)
-    expected = mmgguf.load_file(path, dtype)
+    save_file(path, target, dtype=dtype)
+    expected = mmgguf.load_file(path, dtype=dtype)
     found = safetensors.numpy.load_file(target)
     assert set(found) == set(expected)
     for name, array in found.items():
@@ -160,7 +160,7 @@ def test_a_file_of_the_package_becomes_gguf(tmp_path: Path) -> None:
     assert calls == sorted(calls)
     with mmgguf.open(tmp_path / "x.gguf") as f:
         assert dict(f.metadata) == {"general.architecture": "tiny"}
-    to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf", "float16", names=["a", "[bc]"])
+    to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf", dtype="float16", names=["a", "[bc]"])
     found = mmgguf.load_file(tmp_path / "x.gguf")
     assert {name: array.dtype.name for name, array in found.items()} == {"a": "float16", "b": "float16", "c": "int64"}
 
@@ -191,7 +191,7 @@ def test_what_llama_cpp_takes_as_float32_alone_stays_that(
 ) -> None:
     size = {"F64": 8, "F32": 4}.get(stored, 2) * (2 if shape else 1)
     path = handmade(tmp_path / "x.safetensors", {name: (stored, shape, bytes(size))})
-    to_gguf(path, tmp_path / "x.gguf", dtype)
+    to_gguf(path, tmp_path / "x.gguf", dtype=dtype)
     with mmgguf.open(tmp_path / "x.gguf") as f:
         assert GGMLType(f[name].type).name == expected
 
@@ -200,7 +200,7 @@ def test_what_llama_cpp_takes_as_float32_alone_stays_that(
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
 def test_llama_cpp_generates_from_a_model_that_came_back(dtype: Any, smollm2: Path, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    save_file(smollm2, tmp_path / "x.safetensors", dtype)
+    save_file(smollm2, tmp_path / "x.safetensors", dtype=dtype)
     to_gguf(tmp_path / "x.safetensors", tmp_path / "x.gguf")
     (tmp_path / "x.safetensors").unlink()
     answer = llamacpp.ask(tmp_path / "x.gguf", prompts=["The capital of France is"], n_predict=3)["answers"][0]
@@ -299,7 +299,7 @@ def test_other_dtypes_are_refused(dtype: Any, all_types: Path, tmp_path: Path) -
     path = handmade(tmp_path / "x.safetensors", {})
     for function, source, target in ((save_file, all_types, "y.safetensors"), (to_gguf, path, "y.gguf")):
         with pytest.raises(TypeError, match="dtype must be one of float32, float16, bfloat16, float64"):
-            function(source, tmp_path / target, dtype)
+            function(source, tmp_path / target, dtype=dtype)
         assert not (tmp_path / target).exists()
 
 

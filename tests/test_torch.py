@@ -251,7 +251,7 @@ def test_progress_counts_stored_bytes(all_types: Path) -> None:
 
 def test_tensors_is_a_mapping(all_types: Path) -> None:
     with mmgguf.open(all_types) as f:
-        tensors = Tensors(f, torch.float16, device="meta")
+        tensors = Tensors(f, dtype=torch.float16, device="meta")
         assert (len(tensors), list(tensors)) == (len(f), list(f))
         assert "blk.0.f32.weight" in tensors
         assert "nothing" not in tensors
@@ -261,7 +261,7 @@ def test_tensors_is_a_mapping(all_types: Path) -> None:
 
 def test_tensors_pickle_by_reference(all_types: Path) -> None:
     with mmgguf.open(all_types) as f:
-        tensors = Tensors(f, torch.float16, dequantize=False)
+        tensors = Tensors(f, dtype=torch.float16, dequantize=False)
         assert tensors["blk.0.f32.weight"].dtype == torch.float16
         pickled = pickle.dumps(tensors)
         again = pickle.loads(pickled)
@@ -378,7 +378,7 @@ def model(tmp_path: Path) -> Path:
 def test_a_module_is_filled_in_place(dtype: torch.dtype, model: Path) -> None:
     module = Tied(dtype)
     where = {key: value.data_ptr() for key, value in module.state_dict().items()}
-    result = load_model(module, model, RENAME)
+    result = load_model(module, model, rename=RENAME)
     assert (result.missing_keys, result.unexpected_keys) == ([], [])
     assert {key: value.data_ptr() for key, value in module.state_dict().items()} == where
     expected = load_file(model, dtype=dtype)
@@ -390,7 +390,7 @@ def test_a_module_of_another_layout_is_filled_too(model: Path) -> None:
     module = torch.nn.Module()
     module.w = torch.nn.Parameter(torch.zeros(32, 4).t())
     module.count = torch.nn.Buffer(torch.zeros(3))
-    result = load_model(module, model, lambda name: {"token_embd.weight": "w", "count": "count"}.get(name))
+    result = load_model(module, model, rename=lambda name: {"token_embd.weight": "w", "count": "count"}.get(name))
     assert not result.missing_keys
     assert not result.unexpected_keys
     assert_bits(module.w.detach().contiguous(), to_numpy(load_file(model)["token_embd.weight"]))
@@ -401,13 +401,13 @@ def test_a_module_on_meta_gets_the_file_s_own_memory(model: Path) -> None:
     with torch.device("meta"):
         module = Tied()
     with pytest.raises(ValueError, match="pass assign=True"):
-        load_model(module, model, RENAME)
+        load_model(module, model, rename=RENAME)
     with mmgguf.open(model, mode="c") as f:
-        result = load_model(module, f, RENAME, strict=False, assign=True)
+        result = load_model(module, f, rename=RENAME, strict=False, assign=True)
         assert module.norm.weight.data_ptr() == f["output_norm.weight"].data.__array_interface__["data"][0]
     assert result.missing_keys == ["head.weight"]
     assert isinstance(module.norm.weight, torch.nn.Parameter)
-    assert load_model(Tied(), model, RENAME, strict=False, assign=True, dtype=torch.float16).missing_keys
+    assert load_model(Tied(), model, rename=RENAME, strict=False, assign=True, dtype=torch.float16).missing_keys
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -431,20 +431,20 @@ def test_what_does_not_fit_is_reported_as_by_torch(rename: dict[str, str], stric
 
     state = {rename.get(name, name): value for name, value in load_file(model).items()}
     expected = outcome(lambda module: module.load_state_dict(state, strict=strict))
-    assert outcome(lambda module: load_model(module, model, rename, strict=strict)) == expected
+    assert outcome(lambda module: load_model(module, model, rename=rename, strict=strict)) == expected
 
 
 def test_nothing_is_written_where_something_does_not_fit(model: Path) -> None:
     module = Tied()
     before = module.embed.weight.detach().clone()
     with pytest.raises(RuntimeError, match="Missing key"):
-        load_model(module, model, {"token_embd.weight": "embed.weight"})
+        load_model(module, model, rename={"token_embd.weight": "embed.weight"})
     assert torch.equal(module.embed.weight, before)
 
 
 def test_bad_arguments_of_load_model(model: Path) -> None:
     with pytest.raises(ValueError, match=r"'token_embd\.weight' and 'output_norm\.weight' both become 'x'"):
-        load_model(Tied(), model, lambda name: None if name == "count" else "x")
+        load_model(Tied(), model, rename=lambda name: None if name == "count" else "x")
     with pytest.raises(ValueError, match="dtype needs assign=True"):
         load_model(Tied(), model, dtype=torch.float16)
 
@@ -555,6 +555,6 @@ def test_permuted_rows_are_warned_of(architecture: Any, name: str, warned: bool,
     inner.register_parameter(last, torch.nn.Parameter(torch.zeros(2, 2)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        load_model(module, path, {"blk.0.attn_q.weight": name}, assign=assign)
+        load_model(module, path, rename={"blk.0.attn_q.weight": name}, assign=assign)
     assert [(w.category, w.filename) for w in caught] == [(UserWarning, __file__)] * warned
     assert all("rows of q and k are in llama.cpp's order" in str(w.message) for w in caught)

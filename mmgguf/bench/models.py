@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..format.constants import QUANTIZATION_VERSION
 from ..format.writer import TypedTensor, write
-from ..types import LAYOUTS, GGMLType
+from ..types import LAYOUTS, GGMLType, align
 
 __all__ = [
     "LLAMA_TENSORS",
@@ -105,7 +105,7 @@ def random_blocks(type_: GGMLType, shape: tuple[int, ...], seed: int = 0) -> npt
     """Stored data of a logical shape: random bits, with scales that are ordinary numbers."""
     layout = LAYOUTS[type_]
     rng = np.random.default_rng(seed)
-    stored = (*shape[:-1], shape[-1] // layout.block_size)
+    stored = layout.stored_shape(shape)
     if layout.is_plain:
         return rng.standard_normal(stored, np.float32).astype(layout.dtype)
     count = int(np.prod(stored))
@@ -206,7 +206,7 @@ def sparse(path: str | os.PathLike[str], nbytes: int) -> None:
     header += struct.pack(f"<Q{len(name)}sIQIQ", len(name), name, 1, nbytes, GGMLType.I8, 0)
     with open(path, "wb") as file:
         file.write(header)
-        file.truncate(-(-len(header) // 32) * 32 + nbytes)
+        file.truncate(align(len(header), 32) + nbytes)
 
 
 def long_strings(path: str | os.PathLike[str], count: int) -> None:

@@ -12,7 +12,7 @@ import typer
 
 import mmgguf
 
-from ..storage.local import StorageKind
+from ..storage.base import StorageKind
 from .bench import duration
 from .ls import print_tensors
 from .options import Force

@@ -22,7 +22,7 @@ from ..format.seeker import BufferedSeeker
 from ..format.strings import Chain, StringArray, encoded_size
 from ..format.values import NUMBERS
 from ..storage.local import open_descriptor
-from ..types import GGMLType, ValueType, layout_of
+from ..types import GGMLType, ValueType, byte_order_character, layout_of
 from .lazy import Array, ArrayParts, Index, NumberParts, Parts, StringParts
 from .peer import ENDIAN, TENSOR_TYPES, VALUE_TYPES
 
@@ -296,7 +296,7 @@ class GGUFReader:
         begin = min(offset, len(self._base))
         item_type = _ITEM_TYPES.get(GGMLType(info.type)) if layout_of(info.type) else None
         if item_type is not None:
-            order = ">" if self._header.byte_order == "big" else "<"
+            order = byte_order_character(self._header.byte_order)
             data: Array = np.ndarray(shape, np.dtype(order + item_type), self._base, begin)
         else:
             data = np.ndarray((*shape[:-1], info.row_size), np.uint8, self._base, begin)

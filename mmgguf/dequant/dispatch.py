@@ -90,8 +90,9 @@ def dequantize(
     type : GGMLType or int
         What the blocks are.
     dtype : {float32, float16, bfloat16, float64}
-        Of the result; None means float32.  Block types are computed in float32, as ggml does, then rounded to the
-        nearest even or widened; plain types are converted directly, as by `numpy.ndarray.astype`.
+        Of the result; None means float32 for block types, and for plain types their own.  Block types are computed
+        in float32, as ggml does, then rounded to the nearest even or widened; plain types are converted directly, as
+        by `numpy.ndarray.astype`.
     out : numpy.ndarray, optional
         Memory to write to: of that dtype, shape (..., n_blocks * block_size), any strides.
     threads : int, optional
@@ -131,7 +132,7 @@ def dequantize(
     if layout is None:
         raise UnknownTypeError(f"ggml type {type} is not one that this version knows: cannot dequantize it")
     ggml_type = GGMLType(type)
-    target = target_dtype(dtype)
+    target = layout.dtype if dtype is None and layout.is_plain else target_dtype(dtype)
     stored = _stored(np.asarray(blocks), ggml_type, layout)
     shape = (*stored.shape[:-1], stored.shape[-1] * layout.block_size)
     threads = _thread_count(threads)

@@ -15,7 +15,7 @@ from ..format.constants import PADDING_KEY
 from ..format.header import TensorInfo
 from ..format.strings import encode
 from ..format.values import TypedValue, encode_value
-from ..types import ByteOrder, ValueType
+from ..types import ByteOrder, ValueType, byte_order_character
 
 __all__ = ["RawHeader"]
 
@@ -61,7 +61,7 @@ class RawHeader:
 
     @property
     def _order(self) -> str:
-        return ">" if self.byte_order == "big" else "<"
+        return byte_order_character(self.byte_order)
 
     @property
     def _size_t(self) -> str:

@@ -21,7 +21,7 @@ from ..format.values import TypedValue
 from ..format.writer import TypedTensor, write
 from ..selection import Names, Progress, select
 from ..tensor import Tensor
-from ..types import ByteOrder, GGMLType, ValueType
+from ..types import ByteOrder, GGMLType, ValueType, align
 from .copying import Copier, check_output, new_files, pad
 from .raw import RawHeader
 
@@ -128,7 +128,7 @@ def plan_split(
     parts: list[list[Tensor]] = [[]] if empty_first else []
     size = 0
     for group in _layers(tensors) if at_layers else ([tensor] for tensor in tensors):
-        more = sum(_padded(tensor.nbytes, f.alignment) for tensor in group)
+        more = sum(align(tensor.nbytes, f.alignment) for tensor in group)
         fits = bool(parts) and not (empty_first and len(parts) == 1)
         if fits and max_size is None and max_tensors is None:
             fits = False
@@ -293,10 +293,6 @@ def _paths(f: GGUFFile) -> list[str]:
     return [shard.path for shard in f.shards]
 
 
-def _padded(nbytes: int, alignment: int) -> int:
-    return nbytes + -nbytes % alignment
-
-
 def _require_known(tensors: Any) -> None:
     for tensor in tensors:
         if not isinstance(tensor.type, GGMLType):
@@ -317,10 +313,10 @@ def _write(
         offset = 0
         for tensor in tensors:
             header.infos.append(header.info(tensor.info, offset))
-            offset += _padded(tensor.nbytes, alignment)
+            offset += align(tensor.nbytes, alignment)
         raw = header.encoded()
         heads.append(raw)
-        sizes[path] = _padded(len(raw), alignment) + offset
+        sizes[path] = align(len(raw), alignment) + offset
     paths = [path for path, _, _ in files]
     check_output(paths, _paths(f), sum(sizes.values()), force)
     copier = Copier(sum(tensor.nbytes for _, _, tensors in files for tensor in tensors), progress)

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from ..errors import FormatError, TruncatedError, shown
-from ..types import LAYOUTS, GGMLType
+from ..types import LAYOUTS, GGMLType, byte_order_character
 from .header import Header, TensorInfo
 
 __all__ = ["MAX_INT", "check_data", "is_sound", "shape_problem"]
@@ -37,7 +37,7 @@ def is_sound(header: Header, stored: list[list[bytes]], size: int) -> bool:
     `stored` has the bytes that follow n_dims in each tensor info, by n_dims.  False also where only numbers of any
     size could tell.
     """
-    order, ne = (">" if header.byte_order == "big" else "<"), header.length_size
+    order, ne = byte_order_character(header.byte_order), header.length_size
     starts, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for n_dims, infos in enumerate(stored):
         if not infos:

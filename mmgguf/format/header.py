@@ -92,13 +92,12 @@ class TensorInfo:
     @property
     def row_size(self) -> int:
         """Bytes per row of ``ne[0]`` elements; raises `UnknownTypeError`."""
-        layout = self.layout
-        return (self.ne[0] if self.ne else 1) // layout.block_size * layout.type_size
+        return self.layout.row_size(self.ne[0] if self.ne else 1)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its data, without padding; raises `UnknownTypeError`."""
-        return self.row_size * math.prod(self.ne[1:])
+        return self.layout.nbytes(self.shape)
 
 
 class TensorInfos(Mapping[str, TensorInfo]):

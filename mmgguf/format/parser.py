@@ -7,10 +7,10 @@ the least that one item can take.
 from __future__ import annotations
 
 import struct
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from ..errors import DuplicateKeyError, FormatError, NotGGUFError, TruncatedError, VersionError, shown
-from ..types import ByteOrder, ValueType
+from ..types import ByteOrder, ValueType, align, byte_order_character
 from .checks import check_data, is_sound
 from .constants import DEFAULT_ALIGNMENT, LEGACY_MAGICS, MAGIC, MAGIC_REVERSED, MAX_DIMS, MAX_STRING_SIZE
 from .header import Header, TensorInfo, TensorInfos
@@ -19,38 +19,28 @@ from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 from .strings import Chain, decode, encoded_size, scan
 from .values import NUMBERS
 
-__all__ = ["parse_header", "read_header"]
+__all__ = ["parse_header"]
 
 _VERSIONS: Final = (1, 2, 3)
 _READABLE: Final = "versions 1, 2 and 3 can be read"
 _VALUE_TYPES: Final[dict[int, ValueType]] = {int(t): t for t in ValueType}
 
 
-def read_header(source: BinaryIO | Any, *, buffer_size: int = DEFAULT_BUFFER_SIZE) -> Header:
-    """Read the header of a GGUF file from any seekable binary file object, a remote one too.
+def parse_header(seeker: BufferedSeeker, retained: RetainedArrays | None = None) -> Header:
+    """Parse the header of a file, from its first byte on.
 
     Parameters
     ----------
-    source : binary file object
-        Its first byte is the file's.  It stays open; nothing behind the header is read but what one buffer holds.
-    buffer_size : int, default 65536
-        Bytes to fetch at a time.
-
-    Returns
-    -------
-    Header
-        Its metadata arrays are kept in memory, and do not need the file any more.
+    seeker : BufferedSeeker
+        At the file's beginning; afterwards somewhere behind the header.
+    retained : RetainedArrays, optional
+        Keeps the bytes of metadata arrays.  Without it these need `Metadata.bind` before they are touched.
 
     Raises
     ------
     GGUFError
         The bytes are not a GGUF header; `mmgguf.errors` has the kinds.
     """
-    return parse_header(BufferedSeeker(source, buffer_size), RetainedArrays())
-
-
-def parse_header(seeker: BufferedSeeker, retained: RetainedArrays | None = None) -> Header:
-    """`read_header` on a seeker.  Without `retained`, metadata arrays need `Metadata.bind` before they are touched."""
     return _Parser(seeker, retained).header()
 
 
@@ -59,7 +49,7 @@ class _Parser:
         self.seeker = seeker
         self.retained = retained
         self.version, self.byte_order = self._version()
-        order = ">" if self.byte_order == "big" else "<"
+        order = byte_order_character(self.byte_order)
         width = 4 if self.version == 1 else 8
         self.chain = Chain(self.byte_order, width)
         self.u32 = struct.Struct(order + "I")
@@ -105,7 +95,7 @@ class _Parser:
         metadata = self.metadata(kv_count)
         alignment = self.alignment(metadata)
         infos, stored, nbytes = self.tensor_infos(tensor_count)
-        data_offset = -(-nbytes // alignment) * alignment
+        data_offset = align(nbytes, alignment)
         header = Header(self.version, self.byte_order, metadata, infos, alignment, data_offset, nbytes)
         if not is_sound(header, stored, self.seeker.size):
             check_data(header, self.seeker.size)

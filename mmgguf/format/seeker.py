@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import struct
+from collections.abc import Callable
 from typing import Any, BinaryIO, Final
 
 from ..errors import FormatError, TruncatedError
@@ -89,7 +90,7 @@ class BufferedSeeker:
         A negative buffer size.
     """
 
-    __slots__ = ("_raw", "_reader", "size")
+    __slots__ = ("_raw", "_reader", "expect", "size", "typical")
 
     def __init__(self, file: BinaryIO | Any, buffer_size: int = DEFAULT_BUFFER_SIZE) -> None:
         if buffer_size < 0:
@@ -105,6 +106,10 @@ class BufferedSeeker:
         self.size = self._raw.seek(0, os.SEEK_END)
         self._raw.seek(0)
         self._reader = io.BufferedReader(self._raw, buffer_size) if buffer_size else None
+        #: Takes the position up to which bytes will be read, as far as can be told, where the file wants to know it.
+        self.expect: Callable[[int], object] | None = getattr(file, "expect", None)
+        #: Bytes that a string and its length took in the last array of strings.
+        self.typical = 0.0
 
     def tell(self) -> int:
         """The logical position: that of the next byte to be read."""

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FileChangedError, TruncatedError
-from ..types import ByteOrder
+from ..types import ByteOrder, byte_order_character
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 
 __all__ = ["Chain", "StringArray", "decode", "encode", "encoded_size", "is_utf8", "scan"]
@@ -82,7 +82,7 @@ class Chain:
     def __init__(self, byte_order: ByteOrder, width: int = 8) -> None:
         self.byte_order: ByteOrder = byte_order
         self.width = width
-        self.prefix = struct.Struct((">" if byte_order == "big" else "<") + ("Q" if width == 8 else "I"))
+        self.prefix = struct.Struct(byte_order_character(byte_order) + ("Q" if width == 8 else "I"))
         self.unpack_from = self.prefix.unpack_from
 
     def walk(self, window: UInt8Array, count: int, starts: list[npt.NDArray[np.uint32]] | None) -> tuple[int, int]:
@@ -206,6 +206,8 @@ def scan(seeker: BufferedSeeker, count: int, chain: Chain, what: str, keep: bool
     scratch = np.empty(min(WINDOW, max(count * width, DEFAULT_BUFFER_SIZE)), np.uint8)
     pieces: list[bytes] = []
     left = count
+    if seeker.expect is not None:
+        seeker.expect(position + int(count * max(seeker.typical, width)))
     while left:
         # Each string to come takes a length at least, so this much cannot be beyond the array.  Towards its end, what
         # lies in the buffer anyway saves many small steps.  But not all of it for a few strings: a file may have
@@ -218,6 +220,9 @@ def scan(seeker: BufferedSeeker, count: int, chain: Chain, what: str, keep: bool
         found, end = chain.walk(window, left, None)
         position += end
         left -= found
+        if seeker.expect is not None:
+            seeker.typical = (position - beginning) / (count - left) if left < count else width
+            seeker.expect(position + int(left * seeker.typical))
         if position + left * width > size:
             raise _cut_off(what, count - left - 1, count, position, size)
         if keep:

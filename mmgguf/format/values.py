@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..types import ByteOrder, ValueType
+from ..types import ByteOrder, ValueType, byte_order_character
 from .keytypes import array_type, scalar_type
 from .strings import StringArray
 
@@ -72,7 +72,6 @@ NUMBERS: Final[dict[ValueType, NumberFormat]] = {
 
 # Keyed by kind and size: neither the byte order nor C's names (long, long long) make another value type.
 _BY_KIND: Final = {(row.dtype.kind, row.dtype.itemsize): type_ for type_, row in NUMBERS.items()}
-_STRUCT_ORDER: Final[dict[ByteOrder, str]] = {"little": "<", "big": ">"}
 _ARRAY: Final = ValueType.ARRAY
 #: Lengths and counts have four bytes in version 1.
 _SIZES: Final = {4: "I", 8: "Q"}
@@ -252,7 +251,7 @@ def _common_type(items: list[Any], where: str) -> ValueType:
 def encode_string(value: str | bytes, byte_order: ByteOrder, where: str, width: int = 8) -> bytes:
     """A string as the format stores it: a length of `width` bytes and that many bytes, without a terminator."""
     raw = _string_bytes(value, where)
-    return struct.pack(_STRUCT_ORDER[byte_order] + _SIZES[width], len(raw)) + raw
+    return struct.pack(byte_order_character(byte_order) + _SIZES[width], len(raw)) + raw
 
 
 def _string_bytes(value: Any, where: str) -> bytes:
@@ -288,7 +287,7 @@ def encode_value(typed: TypedValue, byte_order: ByteOrder, where: str, width: in
 
 def _encode_array(value: Any, element_type: ValueType, byte_order: ByteOrder, where: str, width: int) -> bytes:
     if isinstance(value, StringArray) and element_type is ValueType.STRING and width == 8:
-        head = struct.pack(_STRUCT_ORDER[byte_order] + "IQ", element_type, len(value))
+        head = struct.pack(byte_order_character(byte_order) + "IQ", element_type, len(value))
         return head + value.encoded(byte_order)
     if isinstance(value, np.ndarray):
         _require_one_dimension(value, where)
@@ -298,7 +297,7 @@ def _encode_array(value: Any, element_type: ValueType, byte_order: ByteOrder, wh
         value = list(value)
     else:
         raise TypeError(f"{where}: ARRAY takes a sequence, got {type(value).__name__}: {value!r:.60}")
-    head = struct.pack(_STRUCT_ORDER[byte_order] + "I" + _SIZES[width], element_type, len(value))
+    head = struct.pack(byte_order_character(byte_order) + "I" + _SIZES[width], element_type, len(value))
     if element_type is ValueType.STRING:
         return head + b"".join([encode_string(item, byte_order, where, width) for item in value])
     if isinstance(value, np.ndarray):
@@ -312,7 +311,7 @@ def _pack_numbers(values: list[Any], type_: ValueType, byte_order: ByteOrder, wh
         if isinstance(value, bool | np.bool_) != (type_ is ValueType.BOOL):
             raise TypeError(f"{where}: {type_.name} does not take {type(value).__name__}: {value!r:.60}")
     try:
-        return struct.pack(f"{_STRUCT_ORDER[byte_order]}{len(values)}{NUMBERS[type_].code}", *values)
+        return struct.pack(f"{byte_order_character(byte_order)}{len(values)}{NUMBERS[type_].code}", *values)
     except (struct.error, OverflowError) as error:
         shown = f"{values[0]!r:.60}" if len(values) == 1 else f"one of {len(values)} values"
         wrong_kind = "not an integer" in str(error) or "must be real number" in str(error)

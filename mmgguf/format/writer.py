@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import UnknownTypeError
-from ..types import LAYOUTS, ByteOrder, GGMLType, Layout, ValueType
+from ..types import LAYOUTS, ByteOrder, GGMLType, Layout, ValueType, align, byte_order_character
 from .checks import MAX_INT, shape_problem
 from .constants import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_SIZE, MAX_NAME_SIZE, MAX_STRING_SIZE
 from .shards import shard_name
@@ -104,7 +104,7 @@ class _Plan:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) // self.layout.block_size * self.layout.type_size
+        return self.layout.nbytes(self.shape)
 
 
 def write(
@@ -390,7 +390,7 @@ def _fit(array: Array, plan: _Plan) -> None:
 def _encode_header(
     pairs: Mapping[bytes, TypedValue], plans: list[_Plan], alignment: int, byte_order: ByteOrder
 ) -> bytes:
-    order = ">" if byte_order == "big" else "<"
+    order = byte_order_character(byte_order)
     parts = [MAGIC, struct.pack(order + "IQQ", VERSION, len(plans), len(pairs))]
     for key, typed in pairs.items():
         where = f"metadata {key.decode('utf-8', 'surrogateescape')!r}"
@@ -404,7 +404,7 @@ def _encode_header(
         ne = plan.shape[::-1]
         parts.append(encode_string(plan.raw_name, byte_order, plan.name))
         parts.append(struct.pack(f"{order}I{len(ne)}QIQ", len(ne), *ne, plan.type, offset))
-        offset += plan.nbytes + -plan.nbytes % alignment
+        offset += align(plan.nbytes, alignment)
         if offset > MAX_INT:
             raise ValueError(f"{plan.name}: ends at offset {offset} of the data, more than 63 bits can count")
     return b"".join(parts)

@@ -26,7 +26,7 @@ from ..format.metadata import Metadata
 from ..format.strings import StringArray, decode, encode, is_utf8
 from ..selection import Progress
 from ..tensor import Tensor
-from ..types import GGMLType, ValueType
+from ..types import GGMLType, ValueType, align
 from .contents import CHUNK_SIZE, stored_chunks
 from .finite import finite_tests
 
@@ -328,7 +328,7 @@ class _Structure:
         end: int | None = 0  # of the tensor before, in the order of offsets; None if it has no known size
         for info in sorted(header.tensors.values(), key=lambda info: info.offset):
             if end is not None:
-                padded = -(-end // header.alignment) * header.alignment
+                padded = align(end, header.alignment)
                 if info.offset > padded:
                     text = f"{info.offset - padded} bytes before its data belong to no tensor, ggml refuses that"
                     self.add("error", "hole", info.name, text, header.data_offset + padded)
@@ -339,7 +339,7 @@ class _Structure:
                 end = info.offset + info.nbytes
         if end is not None:
             end += header.data_offset
-            padded = -(-end // header.alignment) * header.alignment
+            padded = align(end, header.alignment)
             self.padding(min(end, size), min(padded, size), "at the end of the file")
             if size > padded:
                 self.add("warning", "trailing-bytes", "", f"{size - padded} bytes after the last tensor", padded)

@@ -20,50 +20,38 @@ import ctypes
 import errno
 import functools
 import hashlib
+import io
 import mmap
 import os
-import re
 import stat
 import sys
 import threading
-import weakref
-from typing import Any, Final, Literal, NamedTuple, NoReturn, SupportsIndex
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ClosedError, FileChangedError
+from .base import Access, Mode, Reference, Shape, Storage, StorageKind
 from .journal import require_settled
 
 __all__ = [
-    "Access",
     "Descriptor",
-    "Identity",
+    "LocalFile",
     "MappedFile",
-    "Mode",
     "ReadFile",
-    "StorageFile",
-    "StorageKind",
     "open_descriptor",
-    "open_same",
-    "open_storage",
+    "open_local",
+    "open_path",
     "read_at",
-    "require_identity",
 ]
 
-StorageKind = Literal["mmap", "read"]
-Mode = Literal["r", "c"]
-Access = Literal["normal", "sequential", "random"]
-Shape = tuple[int, ...]
 PAGE: Final = mmap.PAGESIZE
 #: Older versions of Python lack the name; the number is that of these machines.
 _NO_RESERVE: Final[int] = getattr(
     mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64") else 0
 )
-
-
-#: What begins a URL, by RFC 3986: a scheme.
-_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
 class Identity(NamedTuple):
@@ -128,10 +116,6 @@ def open_descriptor(path: str | os.PathLike[str]) -> Descriptor:
         descriptor = Descriptor(os.open(name, flags))
     except ValueError:  # a NUL, or a character that file names cannot have
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
-    except FileNotFoundError as error:
-        if _URL.match(os.fsdecode(name)):
-            error.strerror = "No such file: this is a URL, which has to be downloaded to a file first"
-        raise
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
         if stat.S_ISDIR(kind):
@@ -141,8 +125,8 @@ def open_descriptor(path: str | os.PathLike[str]) -> Descriptor:
     return descriptor
 
 
-class StorageFile:
-    """An open file from which arrays are taken; the base of `MappedFile` and `ReadFile`.
+class LocalFile(Storage):
+    """An open file of the operating system; the base of `MappedFile` and `ReadFile`.
 
     Parameters
     ----------
@@ -152,37 +136,17 @@ class StorageFile:
         Where it was opened: for messages, and to find it again from another process.
     mode : {"r", "c"}
         ``"r"``: arrays are read-only.  ``"c"``: they are writable, and the file never changes.
-
-    Attributes
-    ----------
-    absolute_path : str
-        The path, independent of later changes of the working directory.
-    size : int
-        Size of the file in bytes at opening.
-    header_nbytes : int
-        Length of its header, which `identity` has a digest of; set by whoever has parsed it.
+    is_findable : bool, default True
+        Whether the path leads to this file.
     """
 
-    kind: StorageKind
-    __slots__ = (
-        "__weakref__",
-        "_descriptor",
-        "_identity",
-        "_status",
-        "absolute_path",
-        "header_nbytes",
-        "mode",
-        "path",
-        "size",
-    )
+    __slots__ = ("_absolute_path", "_descriptor", "_identity", "_status")
 
-    def __init__(self, descriptor: Descriptor, path: str, mode: Mode) -> None:
-        self.path = path
-        self.absolute_path = os.path.abspath(path)
-        self.mode: Mode = mode
+    def __init__(self, descriptor: Descriptor, path: str, mode: Mode, is_findable: bool = True) -> None:
         self._status = os.fstat(descriptor)
-        self.size = self._status.st_size
-        self.header_nbytes = 0
+        super().__init__(path, mode, self._status.st_size, path if is_findable else None)
+        # Independent of later changes of the working directory.
+        self._absolute_path = os.path.abspath(path) if is_findable else None
         self._identity: Identity | None = None
         self._descriptor: Descriptor | None = descriptor
 
@@ -213,27 +177,6 @@ class StorageFile:
         fields = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_dev", "st_ino")
         return all(getattr(now, field) == getattr(then, field) for field in fields)
 
-    def array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """The array stored at byte `offset`; its end must lie inside the file (the header's checks saw to it).
-
-        Raises
-        ------
-        ClosedError
-            The file was closed.
-        FileChangedError
-            The file has another size than at opening.
-        """
-        raise NotImplementedError
-
-    def writable_array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """As `array`, in memory that may be written to; the file does not change, nor do arrays in mode ``"r"``."""
-        array = self.array(offset, shape, dtype)
-        return array if array.flags.writeable else array.copy()
-
-    def region(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        """The bytes at `offset` as a uint8 array, shape (nbytes,)."""
-        return self.array(offset, (nbytes,), np.dtype(np.uint8))
-
     @property
     def descriptor(self) -> Descriptor:
         """The open file descriptor, which stays open as long as it is held; raises `ClosedError` after `close`."""
@@ -252,11 +195,19 @@ class StorageFile:
                 f"{self.path}: had {self.size} bytes when it was opened, has {size} now: open it again"
             )
 
+    def reader(self) -> io.FileIO:
+        return io.FileIO(self.descriptor, closefd=False)
+
+    def reference(self) -> Reference:
+        if self._absolute_path is None:
+            return super().reference()
+        return LocalReference(self._absolute_path, self.kind, self.mode, self.identity)
+
     def advise(self, access: Access) -> None:
         """Tell the kernel how the file will be read."""
         self._fadvise(f"POSIX_FADV_{access.upper()}", 0, self.size)
 
-    def prefetch(self, offset: int, nbytes: int) -> None:
+    def prefetch(self, offset: int, nbytes: int, *, once: bool = False) -> None:
         """Ask the kernel to start reading a range into the page cache; does not wait."""
         self._fadvise("POSIX_FADV_WILLNEED", offset, nbytes)
 
@@ -280,9 +231,6 @@ class StorageFile:
         mapping = mmap.mmap(self.descriptor, length, access=mmap.ACCESS_READ, offset=start)
         return _resident(np.frombuffer(mapping, np.uint8), offset - start, nbytes)
 
-    def lock(self) -> None:
-        """Keep the file in memory, as far as the storage can."""
-
     def _fadvise(self, advice: str, offset: int, nbytes: int) -> None:
         if hasattr(os, "posix_fadvise") and nbytes:
             with contextlib.suppress(OSError):
@@ -293,14 +241,22 @@ class StorageFile:
         self._descriptor = None
 
 
-class MappedFile(StorageFile):
+class MappedFile(LocalFile):
     """Arrays are zero-copy views of the mapped file."""
 
     kind = "mmap"
+    is_memory = True
     __slots__ = ("_base", "_mapping", "_writable")
 
-    def __init__(self, descriptor: Descriptor, path: str, mode: Mode) -> None:
-        super().__init__(descriptor, path, mode)
+    def __init__(self, descriptor: Descriptor, path: str, mode: Mode, is_findable: bool = True) -> None:
+        super().__init__(descriptor, path, mode, is_findable)
+        self._mapping: mmap.mmap | None = None
+        #: The same pages once more, copy-on-write; made when somebody needs memory to write to.
+        self._writable: MappedFile | None = None
+        self._base: npt.NDArray[np.uint8] | None = None
+        if not self.size:  # what no system maps; the parser says what is wrong with it
+            self._base = np.empty(0, np.uint8)
+            return
         # Keeps mmap from duplicating the descriptor, which would stay open as long as the views live.
         has_trackfd = sys.version_info >= (3, 13) and sys.platform != "win32"
         options: dict[str, Any] = {"trackfd": False} if has_trackfd else {}
@@ -313,10 +269,8 @@ class MappedFile(StorageFile):
             mapping = mmap.mmap(descriptor, self.size, **options)
         except ValueError as error:  # of no bytes, or of more than there are by now
             raise FileChangedError(f"{path}: was cut off after it was opened ({error})") from None
-        self._mapping: mmap.mmap | None = mapping
-        self._base: npt.NDArray[np.uint8] | None = np.frombuffer(mapping, np.uint8)
-        #: The same pages once more, copy-on-write; made when somebody needs memory to write to.
-        self._writable: MappedFile | None = None
+        self._mapping = mapping
+        self._base = np.frombuffer(mapping, np.uint8)
 
     @property
     def base(self) -> npt.NDArray[np.uint8]:
@@ -361,7 +315,7 @@ class MappedFile(StorageFile):
         super().advise(access)
         self._madvise(f"MADV_{access.upper()}", 0, self.size)
 
-    def prefetch(self, offset: int, nbytes: int) -> None:
+    def prefetch(self, offset: int, nbytes: int, *, once: bool = False) -> None:
         self._madvise("MADV_WILLNEED", offset - offset % PAGE, nbytes + offset % PAGE)
 
     def wait(self, offset: int, nbytes: int) -> None:
@@ -400,10 +354,9 @@ class MappedFile(StorageFile):
         super().close()
 
 
-class ReadFile(StorageFile):
+class ReadFile(LocalFile):
     """Arrays are read into fresh memory, each time that they are asked for."""
 
-    kind = "read"
     __slots__ = ()
 
     def array(self, offset: int, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -463,39 +416,42 @@ def _pread(descriptor: int, count: int, offset: int) -> bytes:
 # ---------------------------------------------------------------- opening
 
 
-_KINDS: Final[dict[str, type[StorageFile]]] = {"mmap": MappedFile, "read": ReadFile}
+def open_local(
+    descriptor: Descriptor, path: str, kind: StorageKind | None, mode: Mode, is_findable: bool = True
+) -> LocalFile:
+    """The storage over an open file; mapped unless another kind is asked for."""
+    return (ReadFile if kind == "read" else MappedFile)(descriptor, path, mode, is_findable)
 
 
-def open_storage(descriptor: Descriptor, path: str, storage: StorageKind, mode: Mode) -> StorageFile:
-    """Mapped or read storage over an open file."""
-    return _KINDS[storage](descriptor, path, mode)
+def open_path(path: str, kind: StorageKind | None, mode: Mode) -> LocalFile:
+    """The storage over the file at a path."""
+    return open_local(open_descriptor(path), path, kind, mode)
 
 
-# Tensors that were sent here one by one share a mapping for as long as any of them lives.
-_shared: weakref.WeakValueDictionary[tuple[str, StorageKind, Mode, Identity], StorageFile] = (
-    weakref.WeakValueDictionary()
-)
+@dataclass(frozen=True, slots=True)
+class LocalReference(Reference):
+    """A file by its absolute path."""
+
+    path: str
+    kind: StorageKind
+    mode: Mode
+    identity: Identity
+
+    def open(self) -> LocalFile:
+        file = open_path(self.path, self.kind, self.mode)
+        try:
+            file.header_nbytes = self.identity.header_nbytes
+            require_identity(file, self.identity)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def is_current(self, storage: Storage) -> bool:
+        return isinstance(storage, LocalFile) and storage.is_at(self.path)
 
 
-def open_same(path: str, storage: StorageKind, mode: Mode, identity: Identity) -> StorageFile:
-    """Open the very file that another process has described.
-
-    Raises
-    ------
-    FileChangedError
-        The file at that path is another one, or has changed.
-    """
-    key = (path, storage, mode, identity)
-    file = _shared.get(key)
-    if file is None or not file.is_at(path):
-        file = open_storage(open_descriptor(path), path, storage, mode)
-        file.header_nbytes = identity.header_nbytes
-        require_identity(file, identity)
-        _shared[key] = file
-    return file
-
-
-def require_identity(file: StorageFile, identity: Identity) -> None:
+def require_identity(file: LocalFile, identity: Identity) -> None:
     """Raise `FileChangedError` if an open file is not the one with that identity."""
     problem = None
     if (file.size, file._status.st_mtime_ns) != identity[:2]:

@@ -562,11 +562,18 @@ FAILURES: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("path", ["https://host/model.gguf", "s3://bucket/model.gguf", "https:/host/model.gguf"])
-def test_a_url_is_shown_as_it_was_given(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("memory://no/model.gguf", "No such file"),
+        ("https:/host/model.gguf", "No such file or directory (for a URL, type https://host/model.gguf)"),
+    ],
+)
+def test_a_url_is_shown_as_it_was_given(path: str, message: str) -> None:
+    pytest.importorskip("fsspec")
     result = CliRunner().invoke(app, ["show", path])
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"mmgguf: {path}: No such file: this is a URL, which has to be downloaded to a file first\n"
+    assert result.stderr == f"mmgguf: {path}: {message}\n"
 
 
 @pytest.mark.parametrize("command", [("ls",), ("ls", "--json"), ("show",)], ids=" ".join)

@@ -46,8 +46,8 @@ def assert_bits(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) ->
 )
 def test_numpy_loads_the_file_s_numbers(case_id: str, dtype: Any, tmp_path: Path) -> None:
     path = cases.BY_ID[case_id].write(tmp_path)
-    npz.save_file(path, tmp_path / "x.npz", dtype)
-    expected = mmgguf.load_file(path, dtype)
+    npz.save_file(path, tmp_path / "x.npz", dtype=dtype)
+    expected = mmgguf.load_file(path, dtype=dtype)
     with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
         assert found.files == list(expected)
         for name, array in found.items():
@@ -80,7 +80,7 @@ def test_names_may_come_from_an_iterator(all_types: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "complex64"])
 def test_what_an_archive_cannot_hold_is_refused(dtype: str, all_types: Path, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"dtype must be one of float32, float16, float64 in an \.npz archive"):
-        npz.save_file(all_types, tmp_path / "x.npz", dtype)
+        npz.save_file(all_types, tmp_path / "x.npz", dtype=dtype)
     with pytest.raises(mmgguf.errors.FormatError, match="not a name that a zip archive can hold"):
         npz.save_file(cases.BY_ID["undecodable-name"].write(tmp_path), tmp_path / "x.npz")
     assert not (tmp_path / "x.npz").exists()
@@ -119,7 +119,7 @@ def test_convert_there_and_back(all_types: Path, tmp_path: Path) -> None:
     there, back = tmp_path / "x.safetensors", tmp_path / "back.gguf"
     assert run("convert", all_types, there, "--dtype", "bfloat16").exit_code == 0
     found = safetensors_numpy.load_file(there)
-    expected = mmgguf.load_file(all_types, "bfloat16")
+    expected = mmgguf.load_file(all_types, dtype="bfloat16")
     assert set(found) == set(expected)
     for name, array in found.items():
         assert_bits(array, expected[name])
@@ -136,7 +136,7 @@ def test_dequantize(target: str, all_types: Path, tmp_path: Path) -> None:
     assert (result.exit_code, result.output) == (0, "")
     load = np.load if target.endswith("npz") else safetensors_numpy.load_file
     found = load(tmp_path / target)
-    expected = mmgguf.load_file(all_types, np.float16, names="blk.0.q*")
+    expected = mmgguf.load_file(all_types, dtype=np.float16, names="blk.0.q*")
     assert set(found) == set(expected)
     for name, array in expected.items():
         assert_bits(found[name], array)

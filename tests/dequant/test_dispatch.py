@@ -500,8 +500,15 @@ def test_scratch_does_not_grow_for_odd_outputs(shape: str, backend: Any) -> None
         assert peak < threads * 8 << 20
 
 
-def test_no_dtype_is_float32() -> None:
-    assert dequantize(q4_0(2), GGMLType.Q4_0, None).dtype == np.float32
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_no_dtype_is_float32_for_blocks_and_their_own_for_plain_types(backend: Any) -> None:
+    assert dequantize(q4_0(2), GGMLType.Q4_0, None, backend=backend).dtype == np.float32
+    for type_ in PLAIN_TYPES:
+        for order in ("little", "big"):
+            stored = np.arange(-3, 5).astype(LAYOUTS[type_].dtype).astype(LAYOUTS[type_].stored(order))
+            numbers = dequantize(stored, type_, None, backend=backend)
+            assert numbers.dtype == LAYOUTS[type_].dtype
+            assert numbers.tolist() == list(range(-3, 5))
 
 
 def test_argument_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,175 @@
+"""Shards: the files of a split model, opened and held against each other."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from .errors import FileChangedError, GGUFError, SplitError, shown
+from .format.header import Header
+from .format.parser import parse_header
+from .format.seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
+from .format.shards import ShardName, shard_name
+from .storage.base import Storage
+from .storage.sources import Opener
+from .storage.urls import is_url, shown_url, split_query
+
+__all__ = ["Shard", "open_shards", "parse_storage"]
+
+#: A name may speak of 99999 shards, and a network's file system be slow.
+_COUNTED_MISSING: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of a model.
+
+    Attributes
+    ----------
+    path : str
+        Where it was opened.
+    header : Header
+        Its parsed header.
+    file : Storage
+        Its bytes.
+    """
+
+    path: str
+    header: Header
+    file: Storage
+
+
+def open_shards(source: Any, opener: Opener) -> list[Shard]:
+    """The file at a source, or all shards of the split model that it belongs to, in order.
+
+    Raises
+    ------
+    GGUFError
+        One is not valid GGUF, or they do not belong together.
+    OSError
+        One cannot be opened.
+    """
+    given = parse_storage(opener.open(source))
+    try:
+        count = _split_value(given, "split.count", 1)
+        return _open_rest(given, count, opener) if count > 1 else [given]
+    except BaseException:
+        given.file.close()
+        raise
+
+
+def parse_storage(file: Storage) -> Shard:
+    """Parse the header of an open file, which is closed if that fails."""
+    try:
+        seeker = BufferedSeeker(file.reader(), DEFAULT_BUFFER_SIZE)
+        try:
+            header = parse_header(seeker)
+        except GGUFError as error:
+            text = str(error)
+            error.args = (text if text.startswith(file.path) else f"{file.path}: {text}",)
+            raise
+        if file.size != seeker.size:
+            # The header was held against another size than the one that is mapped.
+            raise FileChangedError(
+                f"{file.path}: had {file.size} bytes when it was opened, {seeker.size} when its header was read"
+            )
+        file.require_unchanged()
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            error.filename = file.path  # of some special files there is no end to seek to
+        file.close()
+        raise
+    file.header_nbytes = header.nbytes
+    header.metadata.bind(file)
+    return Shard(file.path, header, file)
+
+
+def _open_rest(given: Shard, count: int, opener: Opener) -> list[Shard]:
+    """All shards of the split that `given` belongs to, in order, held against each other."""
+    if given.file.location is None:
+        raise SplitError(f"{given.path}: one shard of {count} (split.count); open it by path or URL to find the others")
+    location, query = split_query(given.file.location)
+    name = shard_name(split_query(given.path)[0] if is_url(location) else location, count)
+    name = replace(name, prefix=location[: len(location) - len(name.path(name.no)) + len(name.prefix)])
+    places = [name.path(no) + query for no in range(1, count + 1)]
+    if not is_url(location):
+        _require_all(places, given, count)
+    shards: list[Shard] = []
+    try:
+        for no in range(1, count + 1):
+            shards.append(given if no == name.no else _open_beside(places[no - 1], given, count, opener))
+            _check_shard(shards[-1], no, name)
+        _check_together(shards)
+    except BaseException:
+        for shard in shards:
+            shard.file.close()
+        raise
+    return shards
+
+
+def _require_all(paths: list[str], given: Shard, count: int) -> None:
+    missing = list(itertools.islice((path for path in paths if not os.path.exists(path)), _COUNTED_MISSING))
+    if missing:
+        least = "at least " if len(missing) == _COUNTED_MISSING else ""
+        others = f" and {least}{len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SplitError(f"{missing[0]}{others}: missing; {given.path} is one shard of {count}")
+
+
+def _open_beside(location: str, given: Shard, count: int, opener: Opener) -> Shard:
+    if not is_url(location):
+        return parse_storage(opener.open(location))
+    try:
+        return parse_storage(opener.open(location))
+    except FileNotFoundError:
+        raise SplitError(f"{shown_url(location)}: missing; {given.path} is one shard of {count}") from None
+
+
+def _check_shard(shard: Shard, no: int, name: ShardName) -> None:
+    for key, expected in (("split.no", no - 1), ("split.count", name.count)):
+        value = _split_value(shard, key, None)
+        if value != expected:
+            said = "is missing" if value is None else f"is {value}"
+            raise SplitError(f"{shard.path}: foreign shard: {key} {said}, the file's name asks for {expected}")
+
+
+def _check_together(shards: list[Shard]) -> None:
+    first = shards[0]
+    expected = sum(len(shard.header.tensors) for shard in shards)
+    seen: dict[str, str] = {}
+    for shard in shards:
+        for what in ("version", "byte_order"):
+            ours, theirs = getattr(first.header, what), getattr(shard.header, what)
+            if ours != theirs:
+                raise SplitError(f"{shard.path}: foreign shard: {what} {theirs}, {first.path} has {ours}")
+        key = "general.architecture"
+        ours, theirs = (_named(one, one.header.metadata.get_str, key, None) for one in (first, shard))
+        if theirs not in (None, ours) and ours is not None:
+            raise SplitError(
+                f"{shard.path}: foreign shard: {key} is {shown(theirs, quoted=True)}, "
+                f"{first.path} has {shown(ours, quoted=True)}"
+            )
+        total = _split_value(shard, "split.tensors.count", None)
+        if total is not None and total != expected:
+            raise SplitError(
+                f"{shard.path}: split.tensors.count is {total}, the shards have {expected} tensors together"
+            )
+        for name in shard.header.tensors:
+            if name in seen:
+                raise SplitError(f"{shard.path}: duplicate tensor {shown(name, quoted=True)}, {seen[name]} has it too")
+            seen[name] = shard.path
+
+
+def _split_value(shard: Shard, key: str, default: Any) -> Any:
+    return _named(shard, shard.header.metadata.get_int, key, default)
+
+
+def _named(shard: Shard, getter: Callable[[str, Any], Any], key: str, default: Any) -> Any:
+    """What a typed getter gives; its errors name the shard."""
+    try:
+        return getter(key, default)
+    except GGUFError as error:
+        error.args = (f"{shard.path}: {error}",)
+        raise
