@@ -43,7 +43,7 @@ from mmgguf.types import LAYOUTS
 from .support import build, touch
 from .support.build import BOOL, CODES, Build
 from .support.hostile_cases import TABLE
-from .support.worst_cases import worst_cases
+from .support.worst_cases import comparisons, worst_cases
 
 #: Bounds for one call with an input of at most a megabyte: seconds of the processor, and bytes above the start.
 MAX_SECONDS = 1.0
@@ -351,6 +351,17 @@ def measure_worst_cases(report: Callable[[str], object] = print) -> tuple[Bounds
                 taken.append(f"{what} {1000 * (time.process_time() - start):.0f}")
             if len(data) > 1 << 19:
                 report(f"{name:40s} {len(data):8d} bytes; ms: {', '.join(taken)}")
+        second = Path(folder) / "other.gguf"
+        for name, data, other in comparisons():
+            path.write_bytes(data)
+            second.write_bytes(other)
+            start = time.process_time()
+            try:
+                # Two files of a megabyte each: the bound is for each of them.
+                bounds.run(f"{name}: compare with another", lambda: mmgguf.compare(path, second), 2)
+            except Violation as error:
+                violations.append(str(error))
+            report(f"{name:40s} {len(data):8d} bytes; ms: {1000 * (time.process_time() - start):.0f}")
     return bounds, violations
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from .support.build import Build, small
 from .support.differences import ACCEPTED_BY_US, REFUSED_BY_US
 from .support.differential import Judge, Oracle
 from .support.hostile_cases import TABLE
-from .support.worst_cases import MEGABYTE, worst_cases
+from .support.worst_cases import MEGABYTE, comparisons, worst_cases
 
 ALWAYS_THE_SAME = settings(
     derandomize=True,
@@ -126,7 +127,14 @@ LARGE = dict(worst_cases())
 
 
 @pytest.mark.parametrize(
-    "name", ["empty strings, v3 little", "pairs of u8", "arrays of one u8", "empty tensors", "one text, wide"]
+    "name",
+    [
+        "empty strings, v3 little",
+        "pairs of u8, v1 little",
+        "arrays of one u8, v1 little",
+        "empty tensors",
+        "one text, wide",
+    ],
 )
 def test_a_megabyte_takes_less_than_64_more(name: str) -> None:
     """The worst of the structures; ``python -m tests.fuzz --worst`` measures all, and the time."""
@@ -141,6 +149,43 @@ def test_a_megabyte_takes_less_than_64_more(name: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 64 << 20, f"{peak / (1 << 20):.0f} MiB"
+
+
+def test_comparing_takes_less_than_64_times_the_size(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    name, size = "arrays of one u8, v1 and v1", 1 << 18
+    for path, data in zip((one, other), next(files for n, *files in comparisons(size) if n == name), strict=True):
+        path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        differences = mmgguf.compare(one, other)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(differences) == 13_107
+    assert peak < 64 * size, f"{peak / size:.0f} times"
+
+
+@pytest.mark.parametrize(("name", "one", "other"), [pytest.param(*case, id=case[0]) for case in comparisons(16 << 10)])
+def test_comparing_costs_few_calls_for_each_value(name: str, one: bytes, other: bytes, tmp_path: Path) -> None:
+    """Whose every value differs.  The number of calls stands in for the time, and does not swing."""
+    paths = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
+    for path, data in zip(paths, (one, other), strict=True):
+        path.write_bytes(data)
+    calls = 0
+
+    def count(frame: object, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        differences = mmgguf.compare(*paths)
+    finally:
+        sys.setprofile(before)
+    assert {difference.change for difference in differences} == {"changed"}
+    assert calls / len(differences) < (290 if "string" in name else 170)
 
 
 def test_strategies_shrink_to_little(path: Path) -> None:

@@ -224,7 +224,10 @@ class Metadata(TypedMapping):
         arrays = self._arrays  # once: `bind` may come between, and what was read before it is not kept
         array = arrays.get(key)
         if array is None:
-            array = arrays[key] = self._load(key, value)
+            source = self._source  # once, likewise
+            if source is None:
+                raise ClosedError(f"{shown(key)}: the file is closed")
+            array = arrays[key] = self._load(value, source)
         return array
 
     def __iter__(self) -> Iterator[str]:
@@ -239,10 +242,7 @@ class Metadata(TypedMapping):
     def __repr__(self) -> str:
         return f"<Metadata of {len(self)} keys>"
 
-    def _load(self, key: str, info: ArrayInfo) -> npt.NDArray[Any] | StringArray:
-        source = self._source  # once: another thread may close the file in the next line
-        if source is None:
-            raise ClosedError(f"{shown(key)}: the file is closed")
+    def _load(self, info: ArrayInfo, source: ArraySource) -> npt.NDArray[Any] | StringArray:
         data = source.region(info.offset, info.nbytes)
         if info.element_type is ValueType.STRING:
             return StringArray(data, info.count, self._chain)
@@ -265,6 +265,15 @@ class Metadata(TypedMapping):
         self.type_of(key)
         value = self._values[key]
         return value if isinstance(value, ArrayInfo) else None
+
+    def read(self, key: str, source: ArraySource) -> Any:
+        """A value as ``metadata[key]``, but of an array the bytes come from `source`, and it is not kept.
+
+        For one pass over all values: a file of a megabyte may have fifty thousand arrays, and each kept one costs
+        hundreds of bytes.
+        """
+        info = self.array_info(key)
+        return self._values[key] if info is None else self._load(info, source)
 
     def typed(self, key: str) -> TypedValue:
         """A value with the type that it is stored as, ready for `mmgguf.write`."""

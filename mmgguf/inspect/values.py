@@ -339,7 +339,7 @@ def _summary(a: GGUFFile, b: GGUFFile, structure: list[Difference], tensors: lis
 
 def _structure(a: GGUFFile, b: GGUFFile, names: Names) -> list[Difference]:
     found: list[Difference] = []
-    for difference in compare_metadata(a.metadata, b.metadata):
+    for difference in compare_metadata(a, b):
         if difference.change == "changed" and difference.name in _TOKENIZER:
             found.append(_tokens(a.metadata, b.metadata, difference))
         else:

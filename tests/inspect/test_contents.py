@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import struct
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,6 @@ def test_shards_are_no_difference(tmp_path: Path) -> None:
 
 
 def test_digests_are_of_the_documented_bytes(tmp_path: Path) -> None:
-    import hashlib
-
     path = tmp_path / "a.gguf"
     mmgguf.write(path, {"b.k": "v", "a.k": TypedValue(7, ValueType.UINT16)}, {"w": np.array([[1, 2, 3]], np.float32)})
     data = np.array([1, 2, 3], "<f4").tobytes()
@@ -98,8 +97,13 @@ def test_digests_of_arrays_are_those_of_the_encoder(tmp_path: Path) -> None:
     from mmgguf.format.values import encode_value
     from mmgguf.inspect.contents import encoded
 
+    content = b""
     with mmgguf.open(little) as f:
-        assert encoded(f.metadata, "s") == struct.pack("<I", 9) + encode_value(f.metadata.typed("s"), "little", "s")
+        for key in ("n", "s"):
+            value = struct.pack("<I", 9) + encode_value(f.metadata.typed(key), "little", key)
+            assert encoded(f.metadata, key) == value
+            content += struct.pack("<Q", 1) + key.encode() + value
+    assert mmgguf.digest(little).file == hashlib.sha256(content).hexdigest()
 
 
 def test_every_change_changes_the_digest(tmp_path: Path) -> None:

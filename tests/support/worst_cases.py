@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
-from .build import ARRAY, BOOL, F16, F32, I8, STRING, UINT8, UINT16, UINT32, Build
+from mmgguf.types import ByteOrder
+
+from .build import ARRAY, BOOL, F16, F32, FLOAT32, I8, STRING, UINT8, UINT16, UINT32, Build
 
 MEGABYTE = 1 << 20
+VARIANTS: list[tuple[int, ByteOrder]] = [(3, "little"), (3, "big"), (1, "little")]
+PAIRS: dict[str, Callable[[Build, bytes], object]] = {
+    "pairs of u8": lambda b, key: b.number(key, UINT8, 1),
+    "pairs with bad keys": lambda b, key: b.number(key.upper() + b"-", UINT8, 1),
+    "pairs of odd bools": lambda b, key: b.pair(key, BOOL).raw(b"\2"),
+    "pairs of empty texts": lambda b, key: b.text(key, b""),
+    "pairs of undecodable texts": lambda b, key: b.text(key, b"\xff"),
+    "arrays of one u8": lambda b, key: b.numbers(key, UINT8, [1]),
+    "arrays of one odd bool": lambda b, key: b.array(key, BOOL, 1).raw(b"\2"),
+    "arrays of one float": lambda b, key: b.numbers(key, FLOAT32, [1.0]),
+    "arrays of nothing": lambda b, key: b.numbers(key, UINT8, []),
+    "arrays of one string": lambda b, key: b.texts(key, [b""]),
+    "arrays of 3 strings": lambda b, key: b.texts(key, [b"", b"\xff", b""]),
+}
 
 
 def _name(i: int) -> bytes:
     return np.base_repr(i, 36).lower().encode()
 
 
-def _strings(lengths: list[int], fill: bytes, version: int = 3, order: str = "little") -> bytes:
+def _strings(lengths: list[int], fill: bytes, version: int = 3, order: ByteOrder = "little") -> bytes:
     """One array of strings, of these lengths in turn."""
-    b = Build(version, "big" if order == "big" else "little")
+    b = Build(version, order)
     prefix = struct.Struct((">" if order == "big" else "<") + ("I" if version == 1 else "Q"))
     pieces = [prefix.pack(n) + fill * n for n in lengths]
     count = len(lengths) * (MEGABYTE // sum(map(len, pieces)))
@@ -26,15 +43,22 @@ def _strings(lengths: list[int], fill: bytes, version: int = 3, order: str = "li
     return bytes(b.raw(b"".join(pieces) * (count // len(lengths))))
 
 
-def _pairs(make: Callable[[Build, bytes], object]) -> bytes:
-    """As many pairs as fit."""
-    trial = Build()
-    make(trial.start(0, 1), b"aaa")
-    count = MEGABYTE // (len(trial) - 24)
-    b = Build().start(0, count)
+def _pairs(
+    make: Callable[[Build, bytes], object], version: int = 3, order: ByteOrder = "little", count: int | None = None
+) -> bytes:
+    """So many pairs, or as many as fit a megabyte."""
+    count = count or MEGABYTE // _pair_size(make, version)
+    b = Build(version, order).start(0, count)
     for i in range(count):
         make(b, b"%3s" % _name(i + 36**2))
     return bytes(b)
+
+
+def _pair_size(make: Callable[[Build, bytes], object], version: int) -> int:
+    b = Build(version).start(0, 1)
+    head = len(b)
+    make(b, b"aaa")
+    return len(b) - head
 
 
 def _infos(count: int, make: Callable[[Build, bytes, int], object], data: int = 0, alignment: int = 32) -> bytes:
@@ -71,17 +95,12 @@ def worst_cases() -> Iterator[tuple[str, bytes]]:
         ("strings of 0xFF", [3], b"\xff"),
         ("strings of 70000", [70_000], b"\0"),
     ):
-        for version, order in ((3, "little"), (3, "big"), (1, "little")):
+        for version, order in VARIANTS:
             yield f"{name}, v{version} {order}", _strings(lengths, fill, version, order)
-    yield "pairs of u8", _pairs(lambda b, key: b.number(key, UINT8, 1))
-    yield "pairs with bad keys", _pairs(lambda b, key: b.number(key.upper() + b"-", UINT8, 1))
-    yield "pairs of odd bools", _pairs(lambda b, key: b.pair(key, BOOL).raw(b"\2"))
-    yield "pairs of empty texts", _pairs(lambda b, key: b.text(key, b""))
-    yield "pairs of undecodable texts", _pairs(lambda b, key: b.text(key, b"\xff"))
-    yield "arrays of one u8", _pairs(lambda b, key: b.numbers(key, UINT8, [1]))
-    yield "arrays of nothing", _pairs(lambda b, key: b.numbers(key, UINT8, []))
-    yield "arrays of one string", _pairs(lambda b, key: b.texts(key, [b""]))
-    yield "arrays of 3 strings", _pairs(lambda b, key: b.texts(key, [b"", b"\xff", b""]))
+    for version, order in VARIANTS:
+        # Version 1 packs more of them into a megabyte.
+        for name, make in PAIRS.items():
+            yield f"{name}, v{version} {order}", _pairs(make, version, order)
     yield "one key", bytes(Build().start(0, 1).number(b"k" * MEGABYTE, UINT8, 1))
     keys = Build().start(0, 16)
     for i in range(16):
@@ -135,3 +154,24 @@ def worst_cases() -> Iterator[tuple[str, bytes]]:
             .raw(bytes(MEGABYTE))
         ),
     )
+
+
+#: For `comparisons`: the least pairs of a kind, with either of two values.
+TWO_VALUES: dict[str, Callable[..., object]] = {
+    "pairs of u8": lambda b, key, i: b.number(key, UINT8, i),
+    "pairs of texts": lambda b, key, i: b.text(key, b"%d" % i),
+    "pairs of floats": lambda b, key, i: b.number(key, FLOAT32, i),
+    "arrays of one u8": lambda b, key, i: b.numbers(key, UINT8, [i]),
+    "arrays of one bool": lambda b, key, i: b.numbers(key, BOOL, [i]),
+    "arrays of one string": lambda b, key, i: b.texts(key, [b"%d" % i]),
+}
+
+
+def comparisons(size: int = MEGABYTE) -> Iterator[tuple[str, bytes, bytes]]:
+    """Names and two files each, the larger of that size, which have the same keys and differ in every value."""
+    for first, second in ((1, 1), (1, 3), (3, 3)):
+        for name, make in TWO_VALUES.items():
+            with_one, with_other = partial(make, i=1), partial(make, i=0)
+            count = size // _pair_size(with_one, second)
+            files = _pairs(with_one, first, count=count), _pairs(with_other, second, count=count)
+            yield f"{name}, v{first} and v{second}", *files
