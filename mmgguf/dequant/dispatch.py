@@ -24,7 +24,7 @@ from numpy.typing import DTypeLike, NDArray
 from ..errors import MissingExtraError, UnknownTypeError
 from ..types import LAYOUTS, GGMLType, Layout, layout_of
 from .halves import from_half, to_half
-from .threads import spread
+from .threads import MOST_THREADS, spread
 
 __all__ = ["BACKENDS", "DTYPES", "Backend", "dequantize", "get_backend", "target_dtype"]
 
@@ -38,8 +38,6 @@ _FLOAT32: Final = np.dtype(np.float32)
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 #: Elements that a thread should have to do before it is worth starting (about a millisecond).
 _PER_THREAD: Final = 1 << 20
-#: At most so many threads are started, or one for each core.
-_MOST_THREADS: Final = 64
 #: Jobs that are handed to a thread together, at most.
 _JOBS: Final = 1024
 #: Elements per chunk for compiled kernels when results go through the scratch buffer.
@@ -154,8 +152,7 @@ def _thread_count(threads: int | None) -> int | None:
         raise TypeError(f"threads must be an integer or None, got {threads!r:.60}") from None
     if count < 1:
         raise ValueError(f"threads must be at least 1, got {count}")
-    # They stay: more than there are cores do nothing for speed.
-    return min(count, max(_MOST_THREADS, _cores()))
+    return min(count, MOST_THREADS)
 
 
 def get_backend(name: str | None = None) -> Backend:

@@ -1,8 +1,7 @@
-"""Threads that stay: starting one takes as long as a compiled kernel needs for a megabyte.
+"""Spread parts of work over threads, of which the caller is one.
 
-The caller takes part in its own work.  So it never waits for a thread to wake up before it can begin, and when
-all helpers are busy with other callers' parts it simply does everything itself.  The ways are short on purpose:
-`concurrent.futures` would add a tenth to what two threads need for a tensor.
+The caller takes part in its own work.  So it never waits for a thread to wake up before it can begin, and when all
+helpers are busy with other callers' parts it simply does everything itself.
 """
 
 from __future__ import annotations
@@ -10,13 +9,28 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from itertools import chain, islice
-from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Final, TypeVar
 
-__all__ = ["spread"]
+__all__ = ["MOST_THREADS", "spread"]
+
+#: The most helpers that all callers have together, and the most threads that one may ask for.
+MOST_THREADS: Final = max(64, os.cpu_count() or 1)
 
 _Part = TypeVar("_Part")
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that stay: starting one takes as long as a compiled kernel needs for a megabyte."""
+    return ThreadPoolExecutor(MOST_THREADS, "mmgguf-dequantize")
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked child has none of its parent's threads.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def spread(work: Callable[[_Part], None], parts: Iterable[_Part], threads: int) -> None:
@@ -30,117 +44,51 @@ def spread(work: Callable[[_Part], None], parts: Iterable[_Part], threads: int) 
     iterator = iter(parts)
     # No more helpers than there are parts for.
     first = list(islice(iterator, threads))
-    task = _Task(work, chain(first, iterator))
-    try:
-        if len(first) > 1:
-            _helpers.ask(task, len(first) - 1)
-        task.take()
-    finally:
-        task.close()
-    if task.error is not None:
-        raise task.error
+    remaining = chain(first, iterator)
+    lock = threading.Lock()
+    ended = False
 
-
-class _Task(Generic[_Part]):
-    """Parts of one caller's work, and who is at it."""
-
-    __slots__ = ("_closed", "_helping", "_last", "_lock", "_parts", "error", "work")
-
-    def __init__(self, work: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
-        self.work = work
-        self._parts = iter(parts)
-        #: What went wrong in a helper.
-        self.error: BaseException | None = None
-        self._lock = threading.Lock()
-        self._helping = 0
-        self._closed = False
-        #: Held until the last helper leaves a closed task.
-        self._last = threading.Lock()
-        self._last.acquire()
-
-    def take(self) -> None:
+    def take() -> None:
         """Do parts until none is left."""
+        nonlocal ended
         try:
-            while True:
-                with self._lock:
+            while not ended:
+                with lock:
                     try:
-                        part = next(self._parts)
+                        part = next(remaining)  # noqa: F821  # deleted when nobody takes any more
                     except StopIteration:
                         return
-                self.work(part)
+                work(part)  # noqa: F821
         except BaseException:
-            with self._lock:
-                self._parts = iter(())
+            ended = True
             raise
 
-    def help(self) -> None:
-        """Take parts in a helper, unless the caller has finished already."""
-        with self._lock:
-            if self._closed:
-                return
-            self._helping += 1
+    helpers: list[Future[None]] = []
+    try:
         try:
-            self.take()
+            for _ in range(len(first) - 1):
+                helpers.append(_pool().submit(take))  # noqa: PERF401  # what was submitted before an error counts
+        except RuntimeError:
+            pass  # no thread can be had: the others, or the caller alone, do the work
+        take()
+    finally:
+        ended = True
+        begun = [helper for helper in helpers if not helper.cancel()]
+        _wait(begun)
+        # What still waits in the pool's queue keeps nothing of the caller's alive.
+        del work, remaining
+    for helper in begun:
+        helper.result()
+
+
+def _wait(begun: list[Future[None]]) -> None:
+    """Return when all are done; a Ctrl-C meanwhile is raised afterwards."""
+    interrupt: BaseException | None = None
+    while True:
+        try:
+            wait(begun)
+            break
         except BaseException as error:
-            self.error = error
-        with self._lock:
-            self._helping -= 1
-            if self._closed and not self._helping:
-                self._last.release()
-
-    def close(self) -> None:
-        """Let no more helpers in, and wait for those that are; a Ctrl-C meanwhile is raised afterwards."""
-        interrupt: BaseException | None = None
-        while True:
-            try:
-                with self._lock:
-                    self._closed = True
-                    if not self._helping:
-                        break
-                self._last.acquire()
-            except BaseException as error:
-                self._parts = iter(())
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-
-
-class _Helpers:
-    """Daemon threads that wait for tasks."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-        self._tasks: SimpleQueue[_Task[object]] = SimpleQueue()
-
-    def ask(self, task: _Task[_Part], count: int) -> None:
-        """Offer a task to so many threads; as many are started as were ever asked for at a time."""
-        while self._count < count:
-            with self._lock:
-                if self._count < count:
-                    try:
-                        threading.Thread(target=self._run, name="mmgguf-dequantize", daemon=True).start()
-                    except RuntimeError:
-                        break  # none can be had: the others, or the caller alone, do the work
-                    self._count += 1
-        for _ in range(min(count, self._count)):
-            self._tasks.put(task)  # type: ignore[arg-type]  # whatever its parts are
-
-    def _run(self) -> None:
-        while True:
-            task = self._tasks.get()
-            task.help()
-            del task  # it holds the caller's arrays
-
-
-_helpers = _Helpers()
-
-
-def _forget() -> None:
-    """A forked child has none of its parent's threads."""
-    global _helpers
-    _helpers = _Helpers()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt

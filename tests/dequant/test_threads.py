@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmgguf.dequant import threads
 from mmgguf.dequant.threads import spread
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 100])
@@ -109,12 +115,25 @@ def test_where_no_thread_can_be_had_the_caller_works_alone(monkeypatch: pytest.M
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threads, "_helpers", threads._Helpers())
+    class Memory:
+        pass
+
+    memory = Memory()
+    gone = weakref.ref(memory)
+    threads._pool.cache_clear()  # the next one has no threads yet
     monkeypatch.setattr(threading.Thread, "start", refuse)
     done: list[int] = []
-    spread(done.append, range(10), 4)
-    assert done == list(range(10))
-    assert threads._helpers._tasks.empty()  # a task that nobody takes would hold the caller's arrays
+
+    def work(part: int, memory: Memory = memory) -> None:
+        done.append(part)
+
+    try:
+        spread(work, range(10), 4)
+        assert done == list(range(10))
+        del work, memory
+        assert gone() is None  # a task that nobody takes would hold the caller's arrays
+    finally:
+        threads._pool.cache_clear()
 
 
 def test_parts_are_taken_as_there_are_hands_for_them() -> None:
@@ -143,40 +162,35 @@ def test_an_interrupt_while_waiting_is_raised_after_the_last_part(monkeypatch: p
         else:
             started.wait(10)
 
-    class Interrupted:
-        """A lock whose first wait is interrupted, as by Ctrl-C."""
+    calls = []
 
-        def __init__(self, lock: Any) -> None:
-            self.lock, self.waits = lock, 0
+    def interrupted(futures: Any) -> Any:
+        """The first wait is interrupted, as by Ctrl-C."""
+        calls.append(futures)
+        if len(calls) == 1:
+            may_end.set()
+            raise KeyboardInterrupt
+        return wait(futures)
 
-        def acquire(self) -> bool:
-            self.waits += 1
-            if self.waits == 1:
-                may_end.set()
-                raise KeyboardInterrupt
-            return bool(self.lock.acquire())
-
-        def release(self) -> None:
-            self.lock.release()
-
-    new = threads._Task.__init__
-
-    def init(self: Any, *arguments: Any) -> None:
-        new(self, *arguments)
-        self._last = Interrupted(self._last)
-
-    monkeypatch.setattr(threads._Task, "__init__", init)
+    monkeypatch.setattr(threads, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         spread(work, range(2), 2)
     assert ended.is_set()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_threads_of_its_own() -> None:
     spread(lambda part: None, range(2), 2)
-    parents = threads._helpers
-    try:
-        threads._forget()  # what the child of a fork calls
+    code = "from tests.dequant.test_threads import in_a_child; in_a_child()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def in_a_child() -> None:
+    """Fork after the pool has threads, and use two in the child."""
+    test_as_many_threads_as_asked_for_and_the_caller_is_one()
+    child = os.fork()
+    if not child:
         test_as_many_threads_as_asked_for_and_the_caller_is_one()
-        assert threads._helpers is not parents
-    finally:
-        threads._helpers = parents
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
