@@ -19,6 +19,7 @@ from . import (
 )
 from .dequant import dequantize
 from .errors import GGUFError
+from .estimate import estimate
 from .file import GGUFFile, read_header
 from .file import open as open
 from .format.header import Header
@@ -48,6 +49,7 @@ __all__ = [
     "dequantize",
     "digest",
     "errors",
+    "estimate",
     "inspect",
     "load_file",
     "read_header",

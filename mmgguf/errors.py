@@ -11,6 +11,7 @@
     ├── SplitError           (ValueError)    shards that are missing, foreign or disagree
     ├── UnknownTypeError     (TypeError)     data of a ggml type that this version does not know
     ├── MetadataTypeError    (TypeError)     a typed getter met a value of another type
+    ├── MetadataValueError   (ValueError)    a metadata value that cannot be meant
     ├── NameNotFoundError    (KeyError)      no such tensor or metadata key
     ├── FileChangedError     (RuntimeError)  the file is not the one that was opened
     ├── RemoteError          (OSError)       a server or file system did not give what was asked for
@@ -34,6 +35,7 @@ __all__ = [
     "FormatError",
     "GGUFError",
     "MetadataTypeError",
+    "MetadataValueError",
     "MissingExtraError",
     "NameNotFoundError",
     "NotGGUFError",
@@ -113,6 +115,10 @@ class UnknownTypeError(GGUFError, TypeError):
 
 class MetadataTypeError(GGUFError, TypeError):
     """A metadata value is not of the type that was asked for."""
+
+
+class MetadataValueError(GGUFError, ValueError):
+    """A metadata value is of the right type, but cannot be meant: 0 heads, an array that is not one per layer."""
 
 
 class NameNotFoundError(GGUFError, KeyError):

@@ -56,7 +56,17 @@ BROKEN_PER_FILE = 20
 # ---------------------------------------------------------------- valid files
 
 KEYS = [b"general.architecture", b"general.alignment", b"general.file_type", b"general.quantization_version"]
-KEYS += [b"llama.block_count", b"tokenizer.ggml.tokens", b"split.count", b"split.no", b"a", b"Upper", b"\xff", b"n\0l"]
+KEYS += [
+    b"llama.block_count",
+    b"llama.attention.head_count",
+    b"tokenizer.ggml.tokens",
+    b"split.count",
+    b"split.no",
+    b"a",
+    b"Upper",
+    b"\xff",
+    b"n\0l",
+]
 NAMES = [
     b"token_embd.weight",
     b"blk.0.attn_q.weight",

@@ -19,6 +19,7 @@ from .convert import convert
 from .demo import demo
 from .dequantize import dequantize
 from .edit import edit
+from .estimate import estimate
 from .extract import extract
 from .help import Command, Commands
 from .ls import ls
@@ -76,6 +77,7 @@ for _function in (
     split,
     merge,
     extract,
+    estimate,
     demo,
     bench,
 ):

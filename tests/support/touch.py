@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 import mmgguf
-from mmgguf import GGMLType, GGUFFile, Header, Metadata, Tensor
+from mmgguf import GGMLType, GGUFError, GGUFFile, Header, Metadata, Tensor
 from mmgguf.errors import UnknownTypeError
+from mmgguf.estimate import Estimate
 from mmgguf.format.strings import StringArray
 
 #: ggml types whose blocks have no numbers on their own.
@@ -58,6 +59,10 @@ def metadata(found: Metadata) -> None:
 
 def header(found: Header) -> None:
     metadata(found.metadata)
+    try:
+        estimate(mmgguf.estimate(found))
+    except GGUFError as error:
+        bounded(str(error))
     assert found.data_offset % found.alignment == 0
     for name, info in found.tensors.items():
         assert info.name == name
@@ -122,3 +127,18 @@ def file(f: GGUFFile, dequantize: bool = True) -> None:
             attempt()
         except mmgguf.GGUFError as error:
             bounded(str(error))
+
+
+def estimate(found: Estimate) -> None:
+    """Every part, and a placement on two devices."""
+    bounded(str(sorted(found.exact)))
+    for part in ("weights", "kv_cache", "recurrent_state", "output", "compute", "cells", "total"):
+        value = getattr(found, part)
+        assert value is None or value >= 0, part
+    assert sum(layer.kv_cache or 0 for layer in found.layers) == (found.kv_cache or 0)
+    for warning in found.warnings:
+        bounded(warning)
+    if found.total is not None:
+        placed = found.place([1 << 20, 1 << 16], reserve=100)
+        assert placed.offloaded <= len(found.layers) + 1
+        assert found.largest_context([1 << 20]) is not None

@@ -1,0 +1,117 @@
+"""The bytes of a model's tensors: in all, by layer, and those of experts apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..format.header import Header
+from ..types import LAYOUTS
+
+__all__ = ["Weights"]
+
+#: What looks rows up, and stays in the host's memory (``LLM_TENSOR_LAYER_INPUT`` in ``src/llama-arch.cpp``).
+_INPUTS: Final = frozenset({"token_embd", "token_embd_norm", "position_embd", "token_types", "per_layer_token_embd"})
+#: The tensors that llama.cpp's ``--cpu-moe`` leaves in the host's memory (``LLM_FFN_EXPS_REGEX`` in ``common.h``).
+_EXPERTS: Final = tuple(f"ffn_{part}_{of}exps" for part in ("up", "down", "gate", "gate_up") for of in ("", "ch"))
+#: By ggml type: elements and bytes of a block.
+_BLOCKS: Final[dict[int, tuple[int, int]]] = {
+    type_: (layout.block_size, layout.type_size) for type_, layout in LAYOUTS.items()
+}
+_TOKEN_EMBEDDING: Final = "token_embd.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of the tensors of all shards.
+
+    Attributes
+    ----------
+    span : int
+        What llama.cpp maps: of each file from the first tensor to the end of the last, padding between them included.
+    layers : tuple of int
+        The tensors ``blk.N.*``.
+    experts : tuple of int
+        Of these, those of experts among which a router chooses.
+    input : int
+        Embeddings, of which rows are looked up.
+    output : int
+        All others: what makes logits, norms, projectors.
+    tied : int
+        The embeddings again, where they make the logits too: a device that has the output needs a copy of its own.
+    rows : int or None
+        Tokens that have an embedding.
+    """
+
+    span: int
+    layers: tuple[int, ...]
+    experts: tuple[int, ...]
+    input: int
+    output: int
+    tied: int
+    rows: int | None
+
+    @classmethod
+    def of(cls, headers: Sequence[Header], layers: int, trunk: int | None = None) -> Weights:
+        """Those of a model of so many layers; tensors of further ones count as output.
+
+        Layers from `trunk` on are not loaded, and count nothing.
+
+        Raises
+        ------
+        UnknownTypeError
+            A tensor of a ggml type whose size is not known.
+        """
+        span = inputs = outputs = 0
+        loaded = layers if trunk is None else trunk
+        by_layer, experts = [0] * layers, [0] * layers
+        embeddings, rows, has_output = 0, None, False
+        for header in headers:
+            first, last = None, 0
+            for name, info in header.tensors.items():
+                block = _BLOCKS.get(info.type)
+                if block is None:
+                    raise info.unknown_type()
+                elements = 1
+                for n in info.ne:
+                    elements *= n
+                nbytes = elements // block[0] * block[1]
+                parts = name.split(".")
+                if parts[0] in ("enc", "dec") and len(parts) > 1:
+                    del parts[0]
+                layer = _layer(parts[1], layers) if parts[0] == "blk" and len(parts) > 2 else None
+                if layer is not None and layer >= loaded:
+                    continue
+                offset = info.offset
+                if first is None or offset < first:
+                    first = offset
+                if offset + nbytes > last:
+                    last = offset + nbytes
+                if layer is not None:
+                    by_layer[layer] += nbytes
+                    if parts[2].endswith("exps") and parts[2] in _EXPERTS:
+                        experts[layer] += nbytes
+                elif parts[0] in _INPUTS:
+                    inputs += nbytes
+                    if name == _TOKEN_EMBEDDING:
+                        embeddings = nbytes
+                        rows = info.ne[1] if len(info.ne) > 1 else None
+                else:
+                    outputs += nbytes
+                    has_output = has_output or name == "output.weight"
+            span += last - (first or 0)
+        tied = 0 if has_output else embeddings
+        return cls(span, tuple(by_layer), tuple(experts), inputs, outputs, tied, rows)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all tensors, without padding."""
+        return sum(self.layers) + self.input + self.output
+
+
+def _layer(text: str, layers: int) -> int | None:
+    if len(text) > 5 or not (text.isascii() and text.isdigit()):
+        return None
+    layer = int(text)
+    return layer if layer < layers else None
