@@ -140,10 +140,10 @@ def _array(tensor: Tensor, dtype: npt.DTypeLike | None, dequantize: bool, chunks
             f"use multiples of {unit}"
         )
     wanted = target if unit > 1 or layout.is_plain else None
-    key = f"gguf-{tokenize(tensor.storage.identity, tensor.name, str(wanted), cut)}"
-    places = itertools.product([key], *(range(len(axis)) for axis in cut))
     # Not the tensor itself: schedulers unpickle tasks, too, and need not have the file.
     restore, reference = tensor.__reduce__()
+    key = f"gguf-{tokenize(reference, str(wanted), cut)}"
+    places = itertools.product([key], *(range(len(axis)) for axis in cut))
     tasks = {
         at: Task(at, _read, restore, reference, part, wanted) for at, part in zip(places, _parts(cut), strict=True)
     }
