@@ -42,3 +42,10 @@ def test_the_tests_that_the_promises_name_exist() -> None:
             missing.append(f"{file}::{test}")
     assert missing == []
     assert found > 10
+
+
+def test_the_files_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:docs|mmgguf|tests)/[\w./]*)`", text)
+    assert len(named) > 10
+    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []

@@ -28,7 +28,7 @@ from .stores import (
     read_manifest,
     snapshot,
 )
-from .urls import is_url, scheme_of
+from .urls import is_url, require_fsspec, scheme_of
 
 __all__ = ["SCHEMES", "Found", "choose_file", "find", "hint", "resolve"]
 
@@ -155,8 +155,6 @@ def _entry(root: Path, parts: Iterable[str]) -> Path | None:
 
 
 def _document(url: str, headers: dict[str, str], options: Mapping[str, Any], transfer: Transfer) -> bytes:
-    from .sources import require_fsspec
-
     fsspec = require_fsspec()
     try:
         fs = fsspec.filesystem("https", **options)

@@ -81,19 +81,29 @@ class RemoteFile(Storage):
         Where the file is, with credentials.
     options : dict
         Of the file system.
+    reopen : callable
+        `storage.sources.open_url`, which another process calls with a reference's URL; passed, as it imports this
+        module.
     """
 
     is_remote = True
     ahead = 128 << 20
     __slots__ = (
-        "_connect", "_held", "_held_bytes", "_lock", "_options", "_pid", "_segments", "_tasks", "_transfer",
-        "_transport", "_url",
+        "_connect", "_held", "_held_bytes", "_lock", "_options", "_pid", "_reopen", "_segments", "_tasks",
+        "_transfer", "_transport", "_url",
     )  # fmt: skip
 
     def __init__(
-        self, connect: Callable[[], Transport], url: str, options: dict[str, Any], mode: Mode, transfer: Transfer
+        self,
+        connect: Callable[[], Transport],
+        url: str,
+        options: dict[str, Any],
+        mode: Mode,
+        transfer: Transfer,
+        reopen: Callable[..., Storage],
     ) -> None:
         self._connect = connect
+        self._reopen = reopen
         self._url = url
         self._options = options
         self._transfer = transfer
@@ -306,6 +316,7 @@ class RemoteFile(Storage):
         url, options = without_secrets(self._url, self._options)
         nbytes = min(self.header_nbytes, len(self._segments[0][1]))
         return RemoteReference(
+            self._reopen,
             url,
             pickle.dumps(options),
             self.mode,
@@ -330,6 +341,7 @@ class RemoteFile(Storage):
 class RemoteReference(Reference):
     """A remote file by its URL, without credentials; the other process has to have its own."""
 
+    reopen: Callable[..., Storage]
     url: str
     options: bytes
     mode: Mode
@@ -340,9 +352,7 @@ class RemoteReference(Reference):
     header: bytes
 
     def open(self) -> Storage:
-        from .sources import open_url
-
-        storage = open_url(self.url, None, self.mode, pickle.loads(self.options), self.transfer)
+        storage = self.reopen(self.url, None, self.mode, pickle.loads(self.options), self.transfer)
         try:
             self._require_same(storage)
         except BaseException:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import GGUFError, MissingExtraError, RemoteError
 from .base import Mode, Storage, StorageKind, Transfer
 from .local import open_path
-from .urls import hide, is_url, scheme_of, shown_url
+from .urls import hide, is_url, require_fsspec, scheme_of, shown_url
 
 if TYPE_CHECKING:
     from .transport import Transport
 
-__all__ = ["Opener", "open_source", "open_url", "require_fsspec"]
+__all__ = ["Opener", "open_source", "open_url"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _open_remote(
         )
     from .remote import RemoteFile
 
-    return RemoteFile(connect, url, dict(options), mode, transfer)
+    return RemoteFile(connect, url, dict(options), mode, transfer, open_url)
 
 
 def _path_of(url: str) -> str:
@@ -125,16 +125,6 @@ def _path_of(url: str) -> str:
         raise ValueError(f"{shown_url(url)}: the URL of a file of this machine begins with file:///")
     path = urllib.parse.unquote(parts.path, errors="surrogateescape")
     return path.lstrip("/") if os.name == "nt" else path
-
-
-def require_fsspec() -> Any:
-    """The package, or the error that says how to get it."""
-    try:
-        import fsspec
-        import fsspec.asyn
-    except ImportError:
-        raise MissingExtraError("fsspec", "remote") from None
-    return fsspec
 
 
 def _file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:

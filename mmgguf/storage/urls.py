@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["hide", "is_url", "scheme_of", "shown_url", "split_query", "without_secrets"]
+from ..errors import MissingExtraError
+
+__all__ = ["hide", "is_url", "require_fsspec", "scheme_of", "shown_url", "split_query", "without_secrets"]
 
 #: One scheme or several that are chained, as fsspec has it: ``simplecache::https://``.
 _URL: Final = re.compile(r"(?:[a-z][a-z0-9+.-]+::)*(?P<scheme>[a-z][a-z0-9+.-]+)://", re.IGNORECASE | re.ASCII)
@@ -21,6 +23,16 @@ _SECRET: Final = re.compile(
     r"^sas|hmac|jwt|headers$|^cert|connection_string|x-amz|x-goog|^policy$|username|^user$|proxy",
     re.IGNORECASE,
 )
+
+
+def require_fsspec() -> Any:
+    """The package, or the error that says how to get it."""
+    try:
+        import fsspec
+        import fsspec.asyn
+    except ImportError:
+        raise MissingExtraError("fsspec", "remote") from None
+    return fsspec
 
 
 def is_url(text: str) -> bool:
