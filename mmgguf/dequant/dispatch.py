@@ -38,8 +38,6 @@ _FLOAT32: Final = np.dtype(np.float32)
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 #: Elements that a thread should have to do before it is worth starting (about a millisecond).
 _PER_THREAD: Final = 1 << 20
-#: Jobs that are handed to a thread together, at most.
-_JOBS: Final = 1024
 #: Elements per chunk for compiled kernels when results go through the scratch buffer.
 _SCRATCH: Final = 1 << 16
 #: Conversions of plain types that numpy is slow at.
@@ -63,10 +61,10 @@ class _Plan:
     compute: _Compute | None
     #: What ``compute`` writes: float32, or the dtype of the result.
     computed: np.dtype[Any]
-    #: Elements per chunk through the scratch buffer.
+    #: Elements per chunk.
     chunk: int
-    #: The same where blocks and output can be used as they are; None: no limit.
-    direct_chunk: int | None
+    #: Whether ``compute`` needs no chunks where blocks and output can be used as they are.
+    compiled: bool = False
 
 
 def dequantize(
@@ -247,20 +245,20 @@ def _plan(type_: GGMLType, target: np.dtype[Any], backend: Backend) -> _Plan:
     layout = LAYOUTS[type_]
     if layout.dtype == target == _BFLOAT16:
         # A copy keeps what is not a number; the compiled kernel goes by way of float32.
-        return _Plan(layout, None, target, _PLAIN, _PLAIN)
+        return _Plan(layout, None, target, _PLAIN)
     if backend == "numba":
         compiled = _compiled()
         assert isinstance(compiled, ModuleType)
         # Every block type, and the plain ones that the kernels convert faster than numpy.
         if type_ in compiled.KERNELS:
-            return _Plan(layout, _from_bytes(compiled.KERNELS[type_], layout), target, _SCRATCH, None)
+            return _Plan(layout, _from_bytes(compiled.KERNELS[type_], layout), target, _SCRATCH, compiled=True)
     if layout.is_plain:
         function = _PLAIN_KERNELS.get((layout.dtype, target))
-        return _Plan(layout, function and _without_stream(function), target, _PLAIN, _PLAIN)
+        return _Plan(layout, function and _without_stream(function), target, _PLAIN)
     from .numpy import KERNELS
 
     entry = KERNELS[type_]
-    return _Plan(layout, _without_stream(entry.function), _FLOAT32, entry.chunk, entry.chunk)
+    return _Plan(layout, _without_stream(entry.function), _FLOAT32, entry.chunk)
 
 
 def _from_bytes(function: Callable[..., None], layout: Layout) -> _Compute:
@@ -282,7 +280,7 @@ def _without_stream(function: Callable[[NDArray[Any], NDArray[Any]], None]) -> _
 # Doing it
 
 
-#: Blocks (rows, n_blocks) and where their numbers go (rows, elements): either one row or whole rows.
+#: Blocks and where their numbers go: views of the same leading axes.
 _Job = tuple[NDArray[Any], NDArray[Any]]
 
 
@@ -293,31 +291,34 @@ def _run(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int | No
         parts = out.size // _PER_THREAD
         threads = min(_cores(), parts) if parts > 1 else 1
     stream = out.nbytes >= _STREAM_FROM
-    if plan.direct_chunk is None and plan.compute is not None and _is_direct(plan, stored, out):
-        _run_whole(plan.compute, stored.reshape(-1), out.reshape(-1, plan.layout.block_size), threads, stream)
-        return
-    # One by one: there may be as many as there are rows.
-    jobs = (job for pair in _as_rows(stored, out) for job in _jobs(plan, *pair, threads))
+    if stored.flags.c_contiguous and out.flags.c_contiguous:
+        stored, out = stored.reshape(-1), out.reshape(-1)
+        if plan.compiled and plan.compute is not None and _is_direct(plan, stored, out):
+            _run_whole(plan.compute, stored, out.reshape(-1, plan.layout.block_size), threads, stream)
+            return
+    jobs = _jobs(plan, stored, out)
     if threads == 1:
         _work(plan, jobs, stream)
-        return
-    # More shares than threads: a core that somebody else keeps busy does not hold up the rest.
-    shares = _shares(jobs, out.size // (4 * threads))
-    spread(lambda share: _work(plan, share, stream), shares, threads)
+    else:
+        spread(lambda job: _work(plan, [job], stream), jobs, threads)
 
 
-def _shares(jobs: Iterable[_Job], elements: int) -> Iterator[list[_Job]]:
-    """Lists of jobs, each of so many elements at least, and of a bounded number of jobs."""
-    share: list[_Job] = []
-    left = elements
-    for job in jobs:
-        share.append(job)
-        left -= job[1].size
-        if left <= 0 or len(share) == _JOBS:
-            yield share
-            share, left = [], elements
-    if share:
-        yield share
+def _jobs(plan: _Plan, stored: NDArray[Any], out: NDArray[Any]) -> Iterator[_Job]:
+    """Views that cover both arrays, of at most `chunk` elements each or of one block, whatever the strides."""
+    if out.size <= plan.chunk:
+        yield stored, out
+    elif stored.ndim == 1:
+        block_size = plan.layout.block_size
+        step = max(1, plan.chunk // block_size)
+        for start in range(0, len(stored), step):
+            stop = start + step
+            yield stored[start:stop], out[start * block_size : stop * block_size]
+    elif (step := plan.chunk // out[0].size) > 1:
+        for start in range(0, len(stored), step):
+            yield stored[start : start + step], out[start : start + step]
+    else:
+        for inner, inner_out in zip(stored, out, strict=True):
+            yield from _jobs(plan, inner, inner_out)
 
 
 def _run_whole(compute: _Compute, blocks: NDArray[Any], out: NDArray[Any], threads: int, stream: bool) -> None:
@@ -334,50 +335,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _as_rows(stored: NDArray[Any], out: NDArray[Any]) -> Iterator[_Job]:
-    """Two-dimensional views that cover both arrays; a single row where both are contiguous."""
-    if stored.flags.c_contiguous and out.flags.c_contiguous:
-        yield stored.reshape(1, -1), out.reshape(1, -1)
-    elif stored.ndim == 1:
-        yield stored[None], out[None]
-    elif stored.ndim == 2:
-        yield stored, out
-    elif _mergeable(stored) and _mergeable(out):
-        yield stored.reshape(-1, stored.shape[-1]), out.reshape(-1, out.shape[-1])
-    else:
-        for inner, inner_out in zip(stored, out, strict=True):
-            yield from _as_rows(inner, inner_out)
-
-
-def _mergeable(array: NDArray[Any]) -> bool:
-    """Whether the leading axes have the strides of a single one, so that reshape makes no copy."""
-    shape, strides = array.shape[:-1], array.strides[:-1]
-    return all(strides[i] == shape[i + 1] * strides[i + 1] for i in range(len(shape) - 1))
-
-
-def _jobs(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int) -> Iterator[_Job]:
-    rows, n_blocks = stored.shape
-    block_size = plan.layout.block_size
-    direct = _is_direct(plan, stored[0], out[0]) and (rows == 1 or not out.strides[0] % out.dtype.alignment)
-    limit = plan.direct_chunk if direct else plan.chunk
-    # Without a limit a thread still gets several parts.
-    elements = limit or max(_SCRATCH, -(-out.size // (4 * threads)) if threads > 1 else out.size)
-    step = max(1, elements // block_size)
-    if rows > 1 and n_blocks * block_size * 2 <= plan.chunk:
-        # Short rows: several at a time, through scratch.
-        step_rows = max(1, plan.chunk // block_size // n_blocks)
-        for row in range(0, rows, step_rows):
-            yield stored[row : row + step_rows], out[row : row + step_rows]
-        return
-    for row in range(rows):
-        for start in range(0, n_blocks, step):
-            stop = min(start + step, n_blocks)
-            yield (
-                stored[row : row + 1, start:stop],
-                out[row : row + 1, start * block_size : stop * block_size],
-            )
 
 
 def _is_direct(plan: _Plan, stored: NDArray[Any], out: NDArray[Any]) -> bool:
@@ -399,15 +356,14 @@ def _work(plan: _Plan, jobs: Iterable[_Job], stream: bool) -> None:
             for stored, out in jobs:
                 np.copyto(out, stored, casting="unsafe")
             return
-        layout = plan.layout
         scratch: NDArray[Any] | None = None
         for stored, out in jobs:
-            if _is_direct(plan, stored, out):
-                plan.compute(stored.reshape(-1), out.reshape(-1, layout.block_size), stream)
+            blocks = _gather(stored, plan.layout)
+            if _is_direct(plan, blocks, out):
+                plan.compute(blocks, out.reshape(-1, plan.layout.block_size), stream)
                 continue
-            blocks = _gather(stored, layout)
             if scratch is None or scratch.shape[0] < blocks.size:
-                scratch = np.empty((blocks.size, layout.block_size), plan.computed)
+                scratch = np.empty((blocks.size, plan.layout.block_size), plan.computed)
             values = scratch[: blocks.size]
             plan.compute(blocks, values, False)
             _store(values.reshape(out.shape), out)
