@@ -27,6 +27,7 @@ from .merge import merge
 from .printing import safe
 from .show import show
 from .split import split
+from .stats import stats
 from .verify import verify
 
 __all__ = ["app"]
@@ -71,6 +72,7 @@ for _function in (
     show,
     verify,
     compare,
+    stats,
     convert,
     dequantize,
     edit,

@@ -20,6 +20,7 @@ from ..errors import NameNotFoundError, shown
 from ..file import GGUFFile
 from ..format.metadata import Metadata
 from ..types import FileType, ValueType, layout_of
+from .look import show_found, show_tensor
 from .ls import nbytes_of, type_name
 from .options import File
 from .printing import (
@@ -49,6 +50,14 @@ def show(
         list[str] | None,
         typer.Argument(metavar="KEY", help="Only the values of these keys, whole; 'llama.*' matches several."),
     ] = None,
+    find: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only what holds TEXT: elements of the keys, or of all.")
+    ] = None,
+    tensor: Annotated[str | None, typer.Option(metavar="NAME", help="Numbers of a tensor.")] = None,
+    rows: Annotated[str | None, typer.Option(metavar="A:B", help="With --tensor: these rows.")] = None,
+    block: Annotated[
+        int | None, typer.Option(metavar="N", help="With --tensor: the fields of block N by name, and its numbers.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Long strings and arrays uncut.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -56,12 +65,20 @@ def show(
 
     Into a pipe: three parts with an empty line between, fields separated by tabs. With KEY only values: a string
     exactly as it is stored, escapes and all, and a newline; of an array each element in a line, strings in it with
-    escapes. So 'show FILE tokenizer.chat_template > template.jinja' is the template.
+    escapes. So 'show FILE tokenizer.chat_template > template.jinja' is the template. With --find and --tensor one line
+    per match or row.
 
     In JSON, arrays of more than 1024 elements are {"type", "length"} unless KEY or --full is given, and numbers that
     JSON lacks are the strings "NaN", "Infinity" and "-Infinity".
     """
     with mmgguf.open(file) as model:
+        if tensor is not None:
+            show_tensor(model, tensor, rows, block, json)
+            return
+        if find is not None:
+            chosen = _match(model.metadata, keys, os.fsdecode(model.path)) if keys else []
+            show_found(model, chosen, find, full, json)
+            return
         if keys:
             pairs = [_pair(model.metadata, key) for key in _match(model.metadata, keys, os.fsdecode(model.path))]
             if json:
