@@ -12,49 +12,136 @@ it to a computation makes a copy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from . import dequant
 from .conversion import empty, result_dtype, store
+from .dequant import array_api as portable
 from .errors import MissingExtraError
 from .file import GGUFFile, Source, opened
 from .loading import TensorMapping
+from .packing import check_backend, logical_shape, takes_rows
 from .selection import Names, Progress, walk
 from .tensor import Tensor
 from .types import GGMLType
 
 try:
     import jax
+    import jax.numpy as jnp
 except ModuleNotFoundError as error:
     if error.name not in ("jax", "jaxlib"):
         raise
     raise MissingExtraError("jax", "jax") from None
 
-__all__ = ["PackedArray", "Tensors", "load_file"]
+__all__ = ["PackedArray", "Tensors", "dequantize", "load_file"]
 
 
 @dataclass(frozen=True)
 class PackedArray:
-    """The stored blocks of a tensor: a pytree with one leaf.
+    """The stored blocks of a tensor: a pytree with one leaf, so that it passes through ``jit``, ``vmap`` and the like.
 
     Attributes
     ----------
     data : jax.Array
         uint8 of shape ``(*logical_shape[:-1], bytes per row)``, little-endian.
     ggml_type : GGMLType
-        What the blocks are.
-    logical_shape : tuple of int
-        The shape of the numbers that they stand for.
+        What the blocks are: part of the tree's structure, not of its leaves.
+
+    Examples
+    --------
+    >>> params = mmgguf.jax.load_file("model.gguf", dequantize=False)  # doctest: +SKIP
+    >>> embed = jax.jit(lambda packed, ids: packed[ids].dequantize(dtype=jnp.bfloat16))  # doctest: +SKIP
+    >>> embed(params["token_embd.weight"], ids)  # only these rows become numbers  # doctest: +SKIP
     """
 
     data: jax.Array
     ggml_type: GGMLType
-    logical_shape: tuple[int, ...]
+
+    @property
+    def logical_shape(self) -> tuple[int, ...]:
+        """The shape of the numbers that the blocks stand for."""
+        return logical_shape(self.data.shape, self.ggml_type)
+
+    def __getitem__(self, key: Any) -> PackedArray:
+        """Whole rows: an index of the axes before the last, as arrays and slices select them."""
+        if not takes_rows(self.data.ndim, key):
+            raise IndexError("only whole rows of packed weights can be taken")
+        return PackedArray(self.data[key], self.ggml_type)
+
+    def dequantize(self, *, dtype: npt.DTypeLike | None = None) -> jax.Array:
+        """The numbers, of shape `logical_shape`; see `mmgguf.jax.dequantize`."""
+        return dequantize(self, dtype=dtype)
 
 
-jax.tree_util.register_dataclass(PackedArray, data_fields=["data"], meta_fields=["ggml_type", "logical_shape"])
+jax.tree_util.register_dataclass(PackedArray, data_fields=["data"], meta_fields=["ggml_type"])
+
+_OPERATIONS: Final = portable.Operations(
+    xp=jnp,
+    reinterpret=jax.lax.bitcast_convert_type,
+    constant=lambda name, like: jnp.asarray(portable.table(name)),
+)
+
+
+def dequantize(packed: PackedArray, *, dtype: npt.DTypeLike | None = None, backend: str | None = None) -> jax.Array:
+    """Turn packed weights into numbers, where they are, with ggml's bits.
+
+    Parameters
+    ----------
+    packed : PackedArray
+        Blocks of any ggml type, on any device, also while JAX traces.
+    dtype : {float32, float16, bfloat16, float64}, optional
+        Of the result; None means float32.
+    backend : {"numba", "numpy", "portable"}, optional
+        In the CPU's memory, the library's own kernels run: numba's or numpy's, as `mmgguf.dequantize` chooses.  On
+        other devices, under ``jit``, ``vmap`` and so on, and where ``"portable"`` asks for it, XLA compiles kernels
+        that are operations of JAX.
+
+    Returns
+    -------
+    jax.Array
+        Of shape ``packed.logical_shape``, where the blocks are.
+
+    Raises
+    ------
+    TypeError
+        Not a `PackedArray`, or a dtype that is not offered.
+    ValueError
+        An unknown backend, or one that cannot reach the blocks.
+
+    Notes
+    -----
+    XLA's code for the CPU takes numbers below 2^-126 for zero.  Of all types that concerns Q8_K alone, whose scales go
+    down so far: a type of intermediate results, which no model is stored in.
+    """
+    if not isinstance(packed, PackedArray):
+        raise TypeError(f"packed must be a PackedArray, got {type(packed).__name__}")
+    target = jax.dtypes.canonicalize_dtype(dequant.target_dtype(np.float32 if dtype is None else dtype))
+    shape = packed.logical_shape  # checks it
+    near = _in_the_cpu_s_memory(packed.data)
+    check_backend(backend, near, "elsewhere, or being traced")
+    if backend == "portable" or not near:
+        return _portable(packed.data, packed.ggml_type, target)
+    out = empty(shape, target)
+    chosen: Any = backend
+    dequant.dequantize(np.asarray(packed.data), packed.ggml_type, dtype=target, out=out, backend=chosen)
+    return jax.device_put(out, packed.data.sharding, may_alias=True)
+
+
+def _in_the_cpu_s_memory(data: Any) -> bool:
+    if isinstance(data, jax.core.Tracer):
+        return False
+    devices = data.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _portable(data: jax.Array, ggml_type: GGMLType, dtype: np.dtype[Any]) -> jax.Array:
+    result: jax.Array = portable.dequantize(_OPERATIONS, data, ggml_type, dtype)
+    return result
 
 
 class Tensors(TensorMapping[Any]):
@@ -97,7 +184,7 @@ class Tensors(TensorMapping[Any]):
             shape = layout.packed_shape(tensor.shape)
             blocks = data if data.dtype == layout.dtype else data.astype(layout.dtype)
             raw = blocks.reshape(-1).view(np.uint8) if data.size else np.empty(0, np.uint8)
-            return PackedArray(self._put(raw.reshape(shape)), GGMLType(tensor.type), tensor.shape)
+            return PackedArray(self._put(raw.reshape(shape)), GGMLType(tensor.type))
         target = result_dtype(tensor, self._dtype)
         if data.dtype == target:
             return self._put(data)
@@ -132,7 +219,7 @@ def load_file(
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32.
     dequantize : bool, default True
-        False hands blocks over as `PackedArray`: raw uint8 with ggml type and logical shape.
+        False hands blocks over packed, as `PackedArray`.
     progress : callable, optional
         Called with (bytes done, bytes in all).
     device : jax.Device or jax.sharding.Sharding, optional

@@ -1,0 +1,234 @@
+"""From a file's metadata to the configuration of transformers: one table per architecture, and what is not a table.
+
+The left side is a key of GGUF's metadata after the architecture's prefix, as its specification names them; the right
+side a field of the configuration class.  Rules that stand in no metadata are those of llama.cpp, for which the file was
+made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from ..file import GGUFFile
+
+__all__ = ["ARCHITECTURES", "PERMUTED", "Architecture", "architecture_of", "configuration"]
+
+_Rule = Callable[[GGUFFile], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What has to be known of an architecture to make a model of transformers from a file.
+
+    Attributes
+    ----------
+    model_type : str
+        As transformers calls the architecture.
+    permuted : bool
+        Whether llama.cpp stores the rows of queries and keys with the two halves of each head interleaved.
+    norm_offset : float
+        What llama.cpp added to the weights of the norms.
+    fields : dict
+        From keys of the metadata to fields of the configuration, beside those that all have.
+    rule : callable, optional
+        What is no such pair.
+    """
+
+    model_type: str
+    permuted: bool = False
+    norm_offset: float = 0.0
+    fields: dict[str, str] = field(default_factory=dict)
+    rule: _Rule | None = None
+
+
+#: What every architecture here has.
+_FIELDS: Final = {
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+_TOKENS: Final = {
+    "tokenizer.ggml.bos_token_id": "bos_token_id",
+    "tokenizer.ggml.eos_token_id": "eos_token_id",
+    "tokenizer.ggml.padding_token_id": "pad_token_id",
+}
+
+
+def _llama(f: GGUFFile) -> dict[str, Any]:
+    return {
+        "head_dim": _head_dim(f),
+        "attention_bias": "blk.0.attn_q.bias" in f,
+        "mlp_bias": "blk.0.ffn_up.bias" in f,
+    }
+
+
+def _gemma(layers_of_27b: int) -> _Rule:
+    def rule(f: GGUFFile) -> dict[str, Any]:
+        config = f.config
+        heads, width = config.get_int("attention.head_count"), config.get_int("embedding_length")
+        # The scale of the scores is in no metadata.  llama.cpp knows the one model whose scale is not that of its heads
+        # by its number of layers.
+        is_27b = config.get_int("block_count") == layers_of_27b
+        result = {"head_dim": _head_dim(f), "query_pre_attn_scalar": width // heads if is_27b else _head_dim(f)}
+        for key, name in (
+            ("attn_logit_softcapping", "attn_logit_softcapping"),
+            ("final_logit_softcapping", "final_logit_softcapping"),
+            ("attention.sliding_window", "sliding_window"),
+        ):
+            if key in config:
+                result[name] = config[key]
+        return result
+
+    return rule
+
+
+def _gemma3(f: GGUFFile) -> dict[str, Any]:
+    result = _gemma(62)(f)
+    rope = _rope(f, 1_000_000.0)
+    result["rope_parameters"] = {
+        "full_attention": rope,
+        "sliding_attention": {
+            "rope_type": "default",
+            "rope_theta": f.config.get_float("rope.freq_base_swa", 10_000.0),
+        },
+    }
+    # Five layers that slide, one that does not, unless the file says otherwise.
+    pattern = f.config.get("attention.sliding_window_pattern", 6)
+    count = f.config.get_int("block_count")
+    slides = [(i + 1) % pattern != 0 for i in range(count)] if isinstance(pattern, int) else [bool(x) for x in pattern]
+    result["layer_types"] = ["sliding_attention" if slide else "full_attention" for slide in slides]
+    return result
+
+
+def _phi3(f: GGUFFile) -> dict[str, Any]:
+    config = f.config
+    rope = _rope(f, 10_000.0)
+    head_dim = config.get_int("embedding_length") // config.get_int("attention.head_count")
+    rope["partial_rotary_factor"] = config.get_int("rope.dimension_count", head_dim) / head_dim
+    original = config.get_int("rope.scaling.original_context_length", config.get_int("context_length"))
+    if "rope_factors_long.weight" in f and "rope_factors_short.weight" in f:
+        rope |= {
+            "rope_type": "longrope",
+            "long_factor": np.asarray(f["rope_factors_long.weight"]).tolist(),
+            "short_factor": np.asarray(f["rope_factors_short.weight"]).tolist(),
+            "original_max_position_embeddings": original,
+        }
+        if "rope.scaling.attn_factor" in config:
+            rope["attention_factor"] = config.get_float("rope.scaling.attn_factor")
+    # llama.cpp switches phi3's sliding window off.
+    return {"rope_parameters": rope, "original_max_position_embeddings": original, "sliding_window": None}
+
+
+def _mixtral(f: GGUFFile) -> dict[str, Any]:
+    return {"head_dim": _head_dim(f), "sliding_window": None}
+
+
+def _qwen2(f: GGUFFile) -> dict[str, Any]:
+    return {"use_sliding_window": False}
+
+
+def _qwen3(f: GGUFFile) -> dict[str, Any]:
+    return {"head_dim": _head_dim(f), "attention_bias": "blk.0.attn_q.bias" in f, "use_sliding_window": False}
+
+
+def _qwen3moe(f: GGUFFile) -> dict[str, Any]:
+    # llama.cpp normalizes the weights of the chosen experts for this architecture.
+    return {**_qwen3(f), "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+
+
+ARCHITECTURES: Final[dict[str, Architecture]] = {
+    # Mistral's models are stored as llama's.
+    "llama": Architecture("llama", permuted=True, rule=_llama),
+    "qwen2": Architecture("qwen2", rule=_qwen2),
+    "qwen3": Architecture("qwen3", rule=_qwen3),
+    "qwen3moe": Architecture(
+        "qwen3_moe",
+        fields={
+            "expert_count": "num_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+        },
+        rule=_qwen3moe,
+    ),
+    "gemma2": Architecture("gemma2", norm_offset=1.0, rule=_gemma(46)),
+    "gemma3": Architecture("gemma3_text", norm_offset=1.0, rule=_gemma3),
+    "phi3": Architecture("phi3", rule=_phi3),
+}
+#: Architectures for which llama.cpp's converter orders the rows of the attention's q and k anew (the classes in its
+#: folder conversion/ that call ``permute`` or have ``undo_permute = True``).
+PERMUTED: Final = frozenset(
+    ("arcee", "arctic", "baichuan", "bailingmoe", "deci", "deepseek", "eagle3", "granite", "granitehybrid")
+) | {"granitemoe", "internlm2", "llada", "llama", "minicpm", "mistral3", "nanbeige", "olmo", "smollm3", "xverse"}
+
+#: The architecture ``llama`` of files with experts.
+_MIXTRAL: Final = Architecture(
+    "mixtral",
+    permuted=True,
+    fields={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+    rule=_mixtral,
+)
+
+
+def architecture_of(f: GGUFFile) -> Architecture:
+    """What is known of a file's architecture; raises NotImplementedError, by name, where nothing is."""
+    found = ARCHITECTURES.get(f.architecture)
+    if found is None:
+        known = ", ".join(ARCHITECTURES)
+        raise NotImplementedError(
+            f"{f.path}: the architecture {f.architecture!r:.60} cannot be turned into a model of transformers; "
+            f"those that can are {known}"
+        )
+    if f.architecture == "llama" and f.config.get("expert_count"):
+        return _MIXTRAL
+    return found
+
+
+def configuration(f: GGUFFile) -> tuple[str, dict[str, Any]]:
+    """The model type of transformers, and the fields of its configuration."""
+    architecture, config = architecture_of(f), f.config
+    fields = {**_FIELDS, **architecture.fields}
+    missing = [key for key in fields if key not in config]
+    if missing:
+        raise KeyError(f"{f.path}: the metadata lacks {f.architecture}.{missing[0]}")
+    result: dict[str, Any] = {name: config[key] for key, name in fields.items()}
+    result["num_key_value_heads"] = config.get("attention.head_count_kv", result["num_attention_heads"])
+    uneven = [name for name, value in result.items() if not isinstance(value, int | float)]
+    if uneven:
+        raise NotImplementedError(f"{f.path}: {uneven[0]} differs from layer to layer, which transformers cannot have")
+    result["vocab_size"] = f["token_embd.weight"].shape[0]
+    result["tie_word_embeddings"] = "output.weight" not in f
+    result["rope_parameters"] = _rope(f, 10_000.0)
+    for key, name in _TOKENS.items():
+        # None too: the classes have defaults of their own, which belong to other vocabularies.
+        result[name] = f.metadata.get(key)
+    if architecture.rule is not None:
+        result |= architecture.rule(f)
+    return architecture.model_type, result
+
+
+def _head_dim(f: GGUFFile) -> int:
+    config = f.config
+    return config.get_int(
+        "attention.key_length", config.get_int("embedding_length") // config.get_int("attention.head_count")
+    )
+
+
+def _rope(f: GGUFFile, base: float) -> dict[str, Any]:
+    """The rotary embedding's parameters; factors that a file has as a tensor are applied to the model itself."""
+    config = f.config
+    result: dict[str, Any] = {"rope_type": "default", "rope_theta": config.get_float("rope.freq_base", base)}
+    scaling = config.get("rope.scaling.type", "none")
+    if scaling in ("linear", "yarn") and config.get_float("rope.scaling.factor", 1.0) != 1.0:
+        result |= {"rope_type": scaling, "factor": config.get_float("rope.scaling.factor")}
+        if scaling == "yarn":
+            result["original_max_position_embeddings"] = config.get_int("rope.scaling.original_context_length")
+            if "rope.scaling.attn_factor" in config:
+                result["attention_factor"] = config.get_float("rope.scaling.attn_factor")
+    return result

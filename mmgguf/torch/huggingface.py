@@ -1,0 +1,142 @@
+"""Models of Hugging Face's transformers from one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import FormatError, MissingExtraError
+from ..file import GGUFFile, Source, opened
+from ..selection import Progress
+from .configs import configuration
+from .models import fill
+from .names import plan_for
+
+__all__ = ["from_gguf"]
+
+
+def from_gguf(
+    source: Source,
+    *,
+    quantized: bool = True,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | int = "cpu",
+    progress: Progress | None = None,
+) -> Any:
+    """A model of transformers, ready to generate, from one file: configuration, names and numbers.
+
+    Parameters
+    ----------
+    source : path-like or GGUFFile
+        The file: of the architecture llama (mistral and mixtral too), qwen2, qwen3, qwen3moe, gemma2, gemma3 or phi3.
+    quantized : bool, default True
+        Weights stay packed, in `QuantizedLinear`, `QuantizedEmbedding` and `QuantizedExperts`; on the CPU the mapped
+        file is their memory.  False makes them numbers of `dtype`.
+    dtype : torch.dtype, default torch.float32
+        What the model computes in.
+    device : torch.device or str, default "cpu"
+        Where the model goes.
+    progress : callable, optional
+        Called with (bytes done, bytes in all).
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        In evaluation mode, a `transformers.GenerationMixin`.
+
+    Raises
+    ------
+    NotImplementedError
+        An architecture that is not among these, or something in the file that transformers cannot have.
+    RuntimeError
+        Tensors that are missing, left over, or of another shape than the configuration says.
+    GGUFError
+        The file is not valid.
+    ImportError
+        transformers or gguf is not installed; a `MissingExtraError`.
+
+    Notes
+    -----
+    Rows of queries and keys that llama.cpp permuted are put back, exactly, also where they stay packed: these tensors
+    are copied.  Factors of rotary embeddings that the file holds as a tensor are applied.  Embeddings that serve as the
+    output too stay one tensor.  Nothing in the file is executed.
+
+    Examples
+    --------
+    >>> model = mmgguf.torch.from_gguf("SmolLM2-135M-Instruct.Q4_1.gguf")  # doctest: +SKIP
+    >>> model.generate(ids, max_new_tokens=20)  # doctest: +SKIP
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise MissingExtraError("transformers", "transformers") from None
+
+    dtype = dtype or torch.float32
+    # Read-only: what is copied is read through this mapping, and its pages are given back.
+    with opened(source, mode="r") as f:
+        model_type, fields = configuration(f)
+        config = transformers.AutoConfig.for_model(model_type, **fields, dtype=dtype)
+        with torch.device("meta"):
+            make: Any = transformers.AutoModelForCausalLM.from_config
+            model = make(config, dtype=dtype)
+        plan = plan_for(model, f, f)
+        fill(
+            model,
+            f,
+            plan,
+            assign=True,
+            quantized=quantized,
+            tie=True,
+            dtype=dtype,
+            device=device,
+            progress=progress,
+        )
+        _compute_buffers(model, torch.device(device))
+        _apply_rope_factors(model, f)
+        _set_generation(model, f)
+    return model.eval()
+
+
+def _compute_buffers(model: nn.Module, device: torch.device) -> None:
+    """Give memory to buffers that are computed, not stored: those of rotary embeddings and of scaled embeddings."""
+    for path, module in list(model.named_modules()):
+        missing = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        if not missing:
+            continue
+        if "RotaryEmbedding" in type(module).__name__:
+            model.set_submodule(path, type(module)(module.config).to(device))
+        elif missing == ["embed_scale"]:
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
+        else:
+            raise NotImplementedError(f"{path}.{missing[0]}: a buffer that is in no file, and unknown here")
+
+
+def _apply_rope_factors(model: nn.Module, f: GGUFFile) -> None:
+    """Divide frequencies by the factors that a file brings: how llama 3.1's scaling is stored."""
+    if "rope_freqs.weight" not in f:
+        return
+    factors = torch.from_numpy(np.array(f["rope_freqs.weight"], dtype=np.float32))
+    for module in model.modules():
+        frequencies = getattr(module, "inv_freq", None)
+        if not isinstance(frequencies, torch.Tensor):
+            continue
+        if frequencies.shape != factors.shape:
+            raise FormatError(
+                f"{f.path}: rope_freqs.weight has {factors.numel()} factors for {frequencies.numel()} frequencies"
+            )
+        for name in ("inv_freq", "original_inv_freq"):
+            if hasattr(module, name):
+                setattr(module, name, getattr(module, name) / factors.to(frequencies.device))
+
+
+def _set_generation(model: Any, f: GGUFFile) -> None:
+    """Stop where the file says that a turn ends, too."""
+    ends = [f.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot")]
+    known = list(dict.fromkeys(end for end in ends if end is not None))
+    if len(known) > 1:
+        model.generation_config.eos_token_id = known
