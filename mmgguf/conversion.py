@@ -24,12 +24,14 @@ _ANY_BLOCK: Final = 256
 _FLOATS: Final = frozenset({GGMLType.F32, GGMLType.F16, GGMLType.F64, GGMLType.BF16})
 
 
-def result_dtype(tensor: Tensor, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
+def result_dtype(tensor: Tensor, dtype: npt.DTypeLike | None, dequantize: bool = True) -> np.dtype[Any]:
     """What a tensor's numbers become: `dtype` for blocks and floats, while integers stay what they are.
 
-    None: plain types keep their own dtype, blocks become float32.
+    None: plain types keep their own dtype, blocks become float32.  Without `dequantize`, blocks stay blocks.
     """
     layout = tensor.layout
+    if not (layout.is_plain or dequantize):
+        return layout.dtype
     if layout.is_plain and (dtype is None or tensor.type not in _FLOATS):
         return layout.dtype
     return np.dtype(np.float32 if dtype is None else dtype)
@@ -73,21 +75,25 @@ def ranges(n: int, itemsize: int, limit: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, n)
 
 
-def chunks(tensor: Tensor, dtype: npt.DTypeLike | None, limit: int = CHUNK_SIZE) -> Iterator[npt.NDArray[Any]]:
-    """The numbers of `values`, flat and in pieces, so that memory does not grow with the tensor.
+def chunks(
+    tensor: Tensor, dtype: npt.DTypeLike | None, limit: int = CHUNK_SIZE, *, dequantize: bool = True
+) -> Iterator[npt.NDArray[Any]]:
+    """What `result_dtype` says, flat and in pieces, so that memory does not grow with the tensor.
 
     Yields
     ------
     ndarray
         One dimension, at most `limit` bytes.  A piece that was computed is overwritten by the next one.
     """
-    target = result_dtype(tensor, dtype)
+    target = result_dtype(tensor, dtype, dequantize)
     stored = tensor.data.reshape(-1)
     block_size = tensor.layout.block_size
     buffer: npt.NDArray[Any] | None = None
     for start, stop in ranges(math.prod(tensor.shape), target.itemsize, limit):
         piece = stored[start // block_size : stop // block_size]
-        if piece.dtype != target:
+        if target.names:
+            piece = piece.astype(target, copy=False)  # blocks, perhaps of the other byte order
+        elif piece.dtype != target:
             if buffer is None:
                 buffer = np.empty(stop - start, target)
             out = buffer[: stop - start]

@@ -37,6 +37,7 @@ def save_file(
     *,
     names: Names = None,
     dtype: npt.DTypeLike | None = None,
+    dequantize: bool = True,
     progress: Progress | None = None,
 ) -> None:
     """Write a GGUF file's tensors as an ``.npz`` archive, in one step: the path holds the old file or the new one.
@@ -52,6 +53,8 @@ def save_file(
     dtype : {float32, float16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32, as does BF16, since the format cannot name bfloat16.
+    dequantize : bool, default True
+        False leaves blocks as they are: structured arrays, as `Tensor.data` gives them, in little-endian order.
     progress : callable, optional
         Called with (stored bytes done, stored bytes in all).
 
@@ -68,20 +71,21 @@ def save_file(
     with opened(source) as f:
         chosen = select(f, names)
         for name in chosen:
-            _check(f[name], dtype, f.path)
+            _check(f[name], dtype, dequantize, f.path)
         _check_distinct(chosen, f.path)
         with replacing(path, [shard.path for shard in f.shards]) as file, ZipFile(file, "w", ZIP_STORED) as archive:
             for tensor in walk(f, chosen, progress):
-                target = _target(tensor, dtype)
+                target = _target(tensor, dtype, dequantize)
+                shape = tensor.layout.stored_shape(tensor.shape) if target.names else tensor.shape
                 with archive.open(ZipInfo(f"{tensor.name}.npy"), "w", force_zip64=True) as member:
-                    header = {"descr": target.str, "fortran_order": False, "shape": tensor.shape}
+                    header = {"descr": npy.dtype_to_descr(target), "fortran_order": False, "shape": shape}
                     npy.write_array_header_1_0(member, header)
-                    for chunk in chunks(tensor, target):
+                    for chunk in chunks(tensor, target, dequantize=dequantize):
                         member.write(chunk.view(np.uint8).data)
 
 
-def _target(tensor: Tensor, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
-    target = result_dtype(tensor, dtype)
+def _target(tensor: Tensor, dtype: npt.DTypeLike | None, dequantize: bool) -> np.dtype[Any]:
+    target = result_dtype(tensor, dtype, dequantize)
     return np.dtype(np.float32) if target == _BFLOAT16 and dtype is None else target
 
 
@@ -96,10 +100,10 @@ def _check_distinct(names: Collection[str], where: str) -> None:
             )
 
 
-def _check(tensor: Tensor, dtype: npt.DTypeLike | None, where: str) -> None:
+def _check(tensor: Tensor, dtype: npt.DTypeLike | None, dequantize: bool, where: str) -> None:
     """Find before anything is written what would fail later."""
-    target = _target(tensor, dtype)
-    if target.kind not in "fi" or (dtype is not None and np.dtype(dtype).kind != "f"):
+    target = _target(tensor, dtype, dequantize)
+    if (target.kind not in "fi" and not target.names) or (dtype is not None and np.dtype(dtype).kind != "f"):
         raise TypeError(f"dtype must be one of float32, float16, float64 in an .npz archive, got {np.dtype(dtype)}")
     if "\0" in tensor.name or not is_utf8(tensor.name) or encoded_size(tensor.name) > _MAX_NAME_SIZE:
         raise FormatError(f"{where}: {tensor.name!r:.100}: not a name that a zip archive can hold")

@@ -11,6 +11,9 @@ that package.
 Metadata: a STRING stays the text that it is.  All other values are JSON texts, and one more key, `TYPES_KEY`, holds
 by key what they were, as a JSON text too: ``{"llama.block_count": "UINT32", "tokenizer.ggml.tokens": "STRING[]"}``.
 So the way back finds every value as it was.  ``"format": "pt"`` is added, which transformers asks for.
+
+Blocks that stay blocks are U8, of shape ``(*shape[:-1], bytes per row)``; `BLOCKS_KEY` holds by name what they are, as
+a JSON text: ``{"blk.0.attn_q.weight": "Q4_K"}``.
 """
 
 from __future__ import annotations
@@ -39,10 +42,12 @@ from .selection import Names, Progress, match, select, walk
 from .storage.local import open_descriptor
 from .types import LAYOUTS, GGMLType, ValueType
 
-__all__ = ["TYPES_KEY", "save_file", "to_gguf"]
+__all__ = ["BLOCKS_KEY", "TYPES_KEY", "save_file", "to_gguf"]
 
 #: The metadata key that tells the order of the others (safetensors keeps none), and the types of their values.
 TYPES_KEY: Final = "mmgguf.types"
+#: The metadata key that tells the ggml types of tensors that are stored blocks.
+BLOCKS_KEY: Final = "mmgguf.blocks"
 #: The type there of a string that is written as it is; all other values are JSON.
 _TEXT: Final = "TEXT"
 #: Safetensors' own limit for headers, in bytes.
@@ -87,6 +92,7 @@ def save_file(
     *,
     names: Names = None,
     dtype: npt.DTypeLike | None = None,
+    dequantize: bool = True,
     progress: Progress | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -103,6 +109,8 @@ def save_file(
     dtype : {float32, float16, bfloat16, float64}, optional
         What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
         blocks become float32.
+    dequantize : bool, default True
+        False leaves blocks as they are, as rows of bytes; `to_gguf` makes the same tensors of them again.
     progress : callable, optional
         Called with (stored bytes done, stored bytes in all).
     metadata : mapping of str to str, optional
@@ -123,17 +131,22 @@ def save_file(
     Tensors are laid out by the size of their elements, then in the file's order, so that all of them are aligned.
     """
     with opened(source) as f:
-        dtypes = {name: result_dtype(f[name], dtype) for name in select(f, names)}
-        order = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)
+        dtypes = {name: result_dtype(f[name], dtype, dequantize) for name in select(f, names)}
+        # Rows of bytes come last: they need no alignment, and end wherever they end.
+        sizes = {name: 1 if dtype.names else dtype.itemsize for name, dtype in dtypes.items()}
+        order = sorted(dtypes, key=lambda name: -sizes[name])
         if metadata is None:
             converted = any(f[name].layout.dtype != dtypes[name] for name in order)
             metadata = _encode_metadata(f.metadata, converted, f.path)
+        blocks = {name: GGMLType(f[name].type).name for name in order if dtypes[name].names}
+        if blocks:
+            metadata = {**metadata, BLOCKS_KEY: json.dumps(blocks)}
         header = _encode_header(f, {name: dtypes[name] for name in order}, metadata)
         with replacing(path, [shard.path for shard in f.shards]) as file:
             file.write(len(header).to_bytes(8, "little"))
             file.write(header)
-            for tensor in walk(f, order, progress, key=lambda tensor: -dtypes[tensor.name].itemsize):
-                for chunk in chunks(tensor, dtype):
+            for tensor in walk(f, order, progress, key=lambda tensor: -sizes[tensor.name]):
+                for chunk in chunks(tensor, dtype, dequantize=dequantize):
                     file.write(chunk.view(np.uint8).data)
 
 
@@ -141,13 +154,15 @@ def _encode_header(f: GGUFFile, dtypes: Mapping[str, np.dtype[Any]], metadata: M
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, dtype in dtypes.items():
-        if dtype not in _NAMES:
+        if dtype not in _NAMES and not dtype.names:
             offered = "float32, float16, bfloat16, float64"
             raise TypeError(f"dtype must be one of {offered}, got {dtype}")
         if name == "__metadata__":
             raise FormatError(f"{f.path}: a tensor named '__metadata__', which safetensors keeps for itself")
-        end = position + f[name].size * dtype.itemsize
-        entries[name] = {"dtype": _NAMES[dtype], "shape": f[name].shape, "data_offsets": (position, end)}
+        layout, shape = f[name].layout, f[name].shape
+        end = position + (layout.nbytes(shape) if dtype.names else f[name].size * dtype.itemsize)
+        stored = ("U8", layout.packed_shape(shape)) if dtype.names else (_NAMES[dtype], shape)
+        entries[name] = {"dtype": stored[0], "shape": stored[1], "data_offsets": (position, end)}
         position = end
     try:
         header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
@@ -169,8 +184,8 @@ def _encode_metadata(metadata: Metadata, converted: bool, where: str) -> dict[st
     for key in metadata:
         if key.startswith(_NOT_CARRIED) or (converted and key in _OF_STORAGE):
             continue
-        if key == TYPES_KEY:
-            raise FormatError(f"{where}: a metadata key {TYPES_KEY!r}, which the conversion keeps for itself")
+        if key in (TYPES_KEY, BLOCKS_KEY):
+            raise FormatError(f"{where}: a metadata key {key!r}, which the conversion keeps for itself")
         typed = metadata.typed(key)
         value = typed.value
         if typed.type is ValueType.STRING and is_utf8(value):
@@ -197,7 +212,9 @@ def to_gguf(
     progress: Progress | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a safetensors file's tensors as a GGUF file of plain types, one tensor in memory at a time.
+    """Write a safetensors file's tensors as a GGUF file, one tensor in memory at a time.
+
+    Types are plain ones, but for the blocks that `save_file` left as they were.
 
     Parameters
     ----------
@@ -235,8 +252,15 @@ def to_gguf(
     with _reading(where) as file:
         known = dict.fromkeys(file.offset_keys() if hasattr(file, "offset_keys") else file.keys())
         parts = {name: file.get_slice(name) for name in match(known, names, where)}
+        texts = file.metadata() or {}
+        blocks = {name: type_ for name, type_ in _block_types(texts, where).items() if name in parts}
         shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
-        types = {name: _ggml_type(name, part, target, f"{where}: {shown(name)}") for name, part in parts.items()}
+        for name, type_ in blocks.items():
+            shapes[name] = _shape_of_blocks(parts[name], type_, f"{where}: {shown(name)}")
+        types = {
+            name: blocks.get(name) or _ggml_type(name, part, target, f"{where}: {shown(name)}")
+            for name, part in parts.items()
+        }
         total = sum(LAYOUTS[types[name]].nbytes(shapes[name]) for name in parts)
         done = 0
 
@@ -244,12 +268,14 @@ def to_gguf(
             nonlocal done
             if progress is not None:
                 progress(done, total)
-            array: npt.NDArray[Any] = file.get_tensor(name).astype(LAYOUTS[types[name]].dtype, copy=False)
+            array: npt.NDArray[Any] = file.get_tensor(name)
+            if name not in blocks:
+                array = array.astype(LAYOUTS[types[name]].dtype, copy=False)
             done += array.nbytes
             return array
 
         pairs = dict(metadata or {})
-        for key, value in _decode_metadata(file.metadata() or {}, where).items():
+        for key, value in _decode_metadata(texts, where).items():
             pairs.setdefault(key, value)
         tensors = {name: TypedTensor(partial(load, name), types[name], shapes[name]) for name in parts}
         try:
@@ -290,6 +316,27 @@ def _ggml_type(name: str, part: Any, target: np.dtype[Any] | None, where: str) -
     return GGMLType.F32 if type_ in halves and (len(part.get_shape()) < 2 or _FLOAT32_NAMES.search(name)) else type_
 
 
+def _block_types(texts: Mapping[str, str], where: str) -> dict[str, GGMLType]:
+    try:
+        types = {name: GGMLType[type_] for name, type_ in dict(json.loads(texts.get(BLOCKS_KEY, "{}"))).items()}
+        plain = next((type_ for type_ in types.values() if LAYOUTS[type_].is_plain), None)
+        if plain is not None:
+            raise ValueError(f"{plain.name} has no blocks")
+        return types
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(f"{where}: metadata {BLOCKS_KEY!r}: {error!r:.100}") from None
+
+
+def _shape_of_blocks(part: Any, type_: GGMLType, where: str) -> tuple[int, ...]:
+    layout, stored, shape = LAYOUTS[type_], part.get_dtype(), tuple(part.get_shape())
+    if stored != "U8" or not shape or shape[-1] % layout.type_size:
+        raise FormatError(
+            f"{where}: {shown(stored)} of shape {shape!s:.100} are no rows of {type_.name}'s blocks of "
+            f"{layout.type_size} bytes"
+        )
+    return (*shape[:-1], shape[-1] // layout.type_size * layout.block_size)
+
+
 def _decode_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
     pairs: dict[str, Any] = {}
     key = TYPES_KEY
@@ -300,7 +347,7 @@ def _decode_metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
             if not key.startswith(_NOT_CARRIED):
                 pairs[key] = _decode_value(types[key], texts[key])
         for key, text in texts.items():
-            if key not in types and key not in (TYPES_KEY, "format") and not key.startswith(_NOT_CARRIED):
+            if key not in types and key not in (TYPES_KEY, BLOCKS_KEY, "format") and not key.startswith(_NOT_CARRIED):
                 pairs[key] = text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{where}: metadata {key!r:.100}: not what {TYPES_KEY} says: {error!r:.100}") from None

@@ -76,8 +76,8 @@ SURFACE = {
     "mmgguf.torch:Tensors": ["dtype", "dequantize", "device"],
     "mmgguf.jax:Tensors": ["dtype", "dequantize", "device"],
     "mmgguf:GGUFFile.dequantize_all": ["names", "dtype", "progress"],
-    "mmgguf.npz:save_file": ["names", "dtype", "progress"],
-    "mmgguf.safetensors:save_file": ["names", "dtype", "progress", "metadata"],
+    "mmgguf.npz:save_file": list(OPTIONS),
+    "mmgguf.safetensors:save_file": [*OPTIONS, "metadata"],
     "mmgguf.safetensors:to_gguf": ["names", "dtype", "progress", "metadata"],
 }
 

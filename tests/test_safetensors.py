@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf.safetensors import TYPES_KEY, save_file, to_gguf
+from mmgguf.safetensors import BLOCKS_KEY, TYPES_KEY, save_file, to_gguf
 from mmgguf.types import LAYOUTS, GGMLType, ValueType
 
 from .support import cases, llamacpp
@@ -196,6 +196,25 @@ def test_what_llama_cpp_takes_as_float32_alone_stays_that(
         assert GGMLType(f[name].type).name == expected
 
 
+@pytest.mark.parametrize("case_id", ["all-types", "all-types-big", "zero-size", "zero-rows"])
+def test_blocks_that_stay_blocks_come_back(case_id: str, tmp_path: Path) -> None:
+    path = cases.BY_ID[case_id].write(tmp_path)
+    save_file(path, tmp_path / "x.safetensors", dequantize=False)
+    to_gguf(tmp_path / "x.safetensors", tmp_path / "back.gguf")
+    with mmgguf.open(path) as before, mmgguf.open(tmp_path / "back.gguf") as after:
+        assert set(after) == set(before)
+        assert dict(after.metadata) == {k: v for k, v in before.metadata.items() if k != "general.alignment"}
+        for name, tensor in before.items():
+            assert (after[name].type, after[name].shape) == (tensor.type, tensor.shape)
+            assert after[name].data.tobytes() == tensor.data.astype(tensor.layout.dtype).tobytes()
+    with safetensors.safe_open(tmp_path / "x.safetensors", "np") as file, mmgguf.open(path) as before:
+        types = json.loads((file.metadata() or {}).get(BLOCKS_KEY, "{}"))
+        blocks = {name: tensor for name, tensor in before.items() if not tensor.layout.is_plain}
+        assert types == {name: tensor.type.name for name, tensor in blocks.items()}
+        for name, tensor in blocks.items():
+            assert tuple(file.get_slice(name).get_shape()) == tensor.layout.packed_shape(tensor.shape)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
 def test_llama_cpp_generates_from_a_model_that_came_back(dtype: Any, smollm2: Path, tmp_path: Path) -> None:
@@ -236,6 +255,24 @@ REFUSED = {
     "type no text": (mmgguf.errors.FormatError, "metadata 'a'", {}, {"a": "1", TYPES_KEY: '{"a": 3}'}),
     "value": (mmgguf.errors.FormatError, "metadata 'a'", {}, {"a": "x", TYPES_KEY: '{"a": "UINT8"}'}),
     "range": (mmgguf.errors.FormatError, "metadata 'a'", {}, {"a": "256", TYPES_KEY: '{"a": "UINT8"}'}),
+    "blocks": (mmgguf.errors.FormatError, f"metadata '{BLOCKS_KEY}'", {}, {BLOCKS_KEY: "{"}),
+    "blocks no object": (mmgguf.errors.FormatError, f"metadata '{BLOCKS_KEY}'", {}, {BLOCKS_KEY: "[3]"}),
+    "blocks too deep": (mmgguf.errors.FormatError, f"metadata '{BLOCKS_KEY}'", {}, {BLOCKS_KEY: "[" * 100_000}),
+    "blocks of no type": (mmgguf.errors.FormatError, f"metadata '{BLOCKS_KEY}'", {}, {BLOCKS_KEY: '{"w": "Q7"}'}),
+    "blocks plain": (mmgguf.errors.FormatError, "F32 has no blocks", {}, {BLOCKS_KEY: '{"w": "F32"}'}),
+    "blocks no text": (mmgguf.errors.FormatError, f"metadata '{BLOCKS_KEY}'", {}, {BLOCKS_KEY: '{"w": [1]}'}),
+    "blocks no bytes": (
+        mmgguf.errors.FormatError,
+        "w: I8 of shape (18,) are no rows of Q4_0's blocks of 18 bytes",
+        {"w": ("I8", [18], bytes(18))},
+        {BLOCKS_KEY: '{"w": "Q4_0"}'},
+    ),
+    "blocks in parts": (
+        mmgguf.errors.FormatError,
+        "w: U8 of shape (2, 9) are no rows",
+        {"w": ("U8", [2, 9], bytes(18))},
+        {BLOCKS_KEY: '{"w": "Q4_0"}'},
+    ),
     "array": (mmgguf.errors.FormatError, "metadata 'a'", {}, {"a": "[1]", TYPES_KEY: '{"a": "ARRAY"}'}),
 }
 

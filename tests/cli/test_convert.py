@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -84,6 +85,20 @@ def test_what_an_archive_cannot_hold_is_refused(dtype: str, all_types: Path, tmp
     with pytest.raises(mmgguf.errors.FormatError, match="not a name that a zip archive can hold"):
         npz.save_file(cases.BY_ID["undecodable-name"].write(tmp_path), tmp_path / "x.npz")
     assert not (tmp_path / "x.npz").exists()
+
+
+@pytest.mark.parametrize("case_id", ["all-types", "all-types-big", "zero-size"])
+def test_blocks_that_stay_blocks(case_id: str, tmp_path: Path) -> None:
+    path = cases.BY_ID[case_id].write(tmp_path)
+    names = [name for name, array in mmgguf.load_file(path).items() if array.dtype != ml_dtypes.bfloat16]
+    npz.save_file(path, tmp_path / "x.npz", names=names, dequantize=False)
+    stored = mmgguf.load_file(path, names=names, dequantize=False)
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
+        assert list(found) == list(stored)
+        for name, blocks in stored.items():
+            little = blocks.astype(blocks.dtype.newbyteorder("<"))
+            assert (found[name].dtype, found[name].shape) == (little.dtype, little.shape)
+            assert found[name].tobytes() == little.tobytes()
 
 
 def test_names_that_numpy_would_mix_up_are_refused(tmp_path: Path) -> None:
