@@ -19,7 +19,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from ..errors import ClosedError, FileChangedError, FormatError
 from .base import Mode, Reference, Shape, Storage, Transfer
-from .transport import Transport
+from .transport import DroppedError, Transport
 from .urls import shown_url, without_secrets
 
 __all__ = ["HeaderReader", "RemoteFile", "RemoteReference"]
@@ -50,12 +50,13 @@ Bytes = npt.NDArray[np.uint8]
 class _Held:
     """A range that was asked for: its memory, and the parts that fill it."""
 
-    __slots__ = ("buffer", "once", "parts", "start", "stop")
+    __slots__ = ("buffer", "is_wanted", "once", "parts", "start", "stop")
 
     def __init__(self, start: int, stop: int, once: bool) -> None:
         self.start = start
         self.stop = stop
         self.once = once
+        self.is_wanted = True
         self.buffer = _empty(stop - start)
         self.parts: list[Future[None]] = []
 
@@ -64,10 +65,6 @@ class _Held:
         if start >= stop:
             return []
         return self.parts[max(0, start - self.start) // PART : (min(stop, self.stop) - self.start - 1) // PART + 1]
-
-    def cancel(self) -> None:
-        for part in self.parts:
-            part.cancel()
 
 
 class RemoteFile(Storage):
@@ -179,7 +176,7 @@ class RemoteFile(Storage):
         try:
             for part in held.overlapping(start, stop):
                 part.result()
-        except CancelledError:  # released meanwhile
+        except DroppedError:  # released meanwhile
             return None
         except BaseException:
             with self._lock:
@@ -226,14 +223,15 @@ class RemoteFile(Storage):
             for start in range(offset, stop, PART):
                 end = min(start + PART, stop)
                 into = held.buffer[start - offset : end - offset].data
-                held.parts.append(asyncio.run_coroutine_threadsafe(transport.read(start, end, into), transport.loop))
+                read = transport.read(start, end, into, lambda: held.is_wanted)
+                held.parts.append(asyncio.run_coroutine_threadsafe(read, transport.loop))
 
     def wait(self, offset: int, nbytes: int) -> None:
         self._connected  # noqa: B018  # open, and in this process
         with self._lock:
             waited = [part for held in self._held.values() for part in held.overlapping(*_cut(held, offset, nbytes))]
         for part in waited:
-            with contextlib.suppress(CancelledError):  # released meanwhile
+            with contextlib.suppress(DroppedError):  # released meanwhile
                 part.result()
 
     def release(self, offset: int, nbytes: int) -> None:
@@ -245,7 +243,7 @@ class RemoteFile(Storage):
     def _let_go(self, which: Callable[[_Held], bool]) -> None:
         with self._lock:
             for held in [held for held in self._held.values() if which(held)]:
-                held.cancel()
+                held.is_wanted = False
                 self._drop(held)
 
     def resident(self, offset: int, nbytes: int) -> int:

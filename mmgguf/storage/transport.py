@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import FileChangedError, RemoteError
 from .base import Transfer
 
-__all__ = ["Transient", "Transport"]
+__all__ = ["DroppedError", "Transient", "Transport"]
 
 #: How often a range is asked for again.
 RETRIES: Final = 4
@@ -48,6 +49,10 @@ class Transient(Exception):
         self.free = free
 
 
+class DroppedError(Exception):
+    """A range was no longer wanted when its turn came."""
+
+
 class Transport(ABC):
     """A remote file, from which ranges are read on an event loop.
 
@@ -77,9 +82,18 @@ class Transport(ABC):
     async def probe(self, count: int) -> bytes:
         """The first `count` bytes of the file; sets `size` and `validator`."""
 
-    async def read(self, start: int, stop: int, into: memoryview) -> None:
-        """Fill a buffer with the bytes from `start` to `stop`."""
+    async def read(self, start: int, stop: int, into: memoryview, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Fill a buffer with the bytes from `start` to `stop`.
+
+        Raises
+        ------
+        DroppedError
+            It was no longer wanted when its turn came.  What has begun is finished: aiohttp leaves sockets behind when
+            a request is cancelled while it connects.
+        """
         async with self._slots:
+            if not is_wanted():
+                raise DroppedError
             await self._read(start, stop, into)
 
     async def _read(self, start: int, stop: int, into: memoryview) -> None:

@@ -142,9 +142,11 @@ class Server:
         started.set()
         await self._stop.wait()
         server.close()
+        await asyncio.sleep(0.01)  # in which connections that were just made begin
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # in which the connections are closed
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Serve one request; False when the connection is to end."""
