@@ -28,6 +28,7 @@ from .format.values import TypedValue
 from .format.writer import TypedTensor, write
 from .inspect import compare, digest, verify
 from .loading import load_file
+from .storage.names import resolve
 from .tensor import Tensor
 from .types import FileType, GGMLType, ValueType
 
@@ -53,6 +54,7 @@ __all__ = [
     "inspect",
     "load_file",
     "read_header",
+    "resolve",
     "types",
     "verify",
     "write",

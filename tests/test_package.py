@@ -14,7 +14,7 @@ from mmgguf import errors
 #: A new name is a promise: it is made here, too.
 NAMES = """
     FileType GGMLType GGUFError GGUFFile Header Metadata Tensor TypedTensor TypedValue ValueType compare dequantize
-    digest errors estimate inspect load_file read_header types verify write
+    digest errors estimate inspect load_file read_header resolve types verify write
 """
 
 ERRORS = [getattr(errors, name) for name in errors.__all__ if isinstance(getattr(errors, name), type)]

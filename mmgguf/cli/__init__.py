@@ -24,6 +24,7 @@ from .extract import extract
 from .help import Command, Commands
 from .ls import ls
 from .merge import merge
+from .models import models
 from .printing import safe
 from .show import show
 from .split import split
@@ -80,6 +81,7 @@ for _function in (
     merge,
     extract,
     estimate,
+    models,
     demo,
     bench,
 ):

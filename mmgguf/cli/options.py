@@ -13,7 +13,9 @@ from .printing import safe
 
 __all__ = ["Dtype", "File", "Force", "Names", "Output", "function_for"]
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or any shard of a split model.")]
+File = Annotated[
+    str, typer.Argument(metavar="FILE", help="A GGUF file (any shard of a split model): path, URL or name.")
+]
 Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="The file to write.")]
 Names = Annotated[
     list[str] | None,

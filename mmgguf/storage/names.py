@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, unquote
 
 from ..errors import GGUFError, MissingExtraError, RemoteError, shown
 from .base import Transfer
@@ -171,6 +170,8 @@ def _document(url: str, headers: dict[str, str], options: Mapping[str, Any], tra
 
 def _parse_hub(text: str) -> tuple[str, str, str, str]:
     """Repository, revision, path of a file and quantization; the last two may be empty."""
+    from urllib.parse import unquote
+
     org, _, rest = text.partition("/")
     repository, _, path = rest.partition("/")
     repository, _, quant = repository.partition(":")
@@ -262,6 +263,8 @@ def _find_hub(text: str, options: Mapping[str, Any], transfer: Transfer) -> Foun
                 name, f"No file of the repository fits ({f'it has {there:.400}' if there else 'none is GGUF'})"
             )
         path = chosen
+    from urllib.parse import quote
+
     headers = build_hf_headers(token=token, library_name="mmgguf")
     url = f"{endpoint}/{repository}/resolve/{quote(revision, safe='')}/{quote(path)}"
     return Found(url=url, headers=headers)

@@ -17,7 +17,6 @@ manifest says.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -114,6 +113,8 @@ def model_layer(data: bytes, where: str) -> Layer:
     StoreError
         It is no manifest, has no such layer, or one whose digest is none.
     """
+    import json
+
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError):
