@@ -50,6 +50,8 @@ def widths_of(keys: Keys, row: Architecture, model: Hyperparameters) -> tuple[in
         widths.append(4 * each * model.layers + 9 * embedding)
     if inner:
         widths.append(7 * inner + embedding)
+    if row.state == "rwkv":
+        widths.append((20 if "rwkv7" in row.source else 16) * embedding)
     return tuple(widths)
 
 
@@ -66,8 +68,6 @@ def compute_buffer(
         seen.append(cells.full)
     if "sliding" in kinds:
         seen.append(cells.sliding)
-        if len(seen) == 1:
-            seen.append(cells.full)  # the mask of full layers is there without any
     mask = sum(seen) * (_FLOAT16 if options.flash_attention else _FLOAT32)
     most = max(widths)
     if seen and not options.flash_attention:

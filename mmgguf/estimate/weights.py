@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..format.header import Header
+from ..format.header import Header, TensorInfos
 from ..types import LAYOUTS
 
 __all__ = ["Weights"]
@@ -19,6 +20,8 @@ _EXPERTS: Final = tuple(f"ffn_{part}_{of}exps" for part in ("up", "down", "gate"
 _BLOCKS: Final[dict[int, tuple[int, int]]] = {
     type_: (layout.block_size, layout.type_size) for type_, layout in LAYOUTS.items()
 }
+#: The two halves of an encoder-decoder.
+_SIDES: Final = ("enc.blk.", "dec.blk.")
 _TOKEN_EMBEDDING: Final = "token_embd.weight"
 
 
@@ -64,39 +67,37 @@ class Weights:
             A tensor of a ggml type whose size is not known.
         """
         span = inputs = outputs = 0
+        # Numbers as they are written: "007" is the name of no layer.
+        numbers = {str(layer): layer for layer in range(layers)}
         loaded = layers if trunk is None else trunk
         by_layer, experts = [0] * layers, [0] * layers
         embeddings, rows, has_output = 0, None, False
         for header in headers:
             first, last = None, 0
-            for name, info in header.tensors.items():
-                block = _BLOCKS.get(info.type)
+            for name, ne, type_, offset in _rows(header):
+                block = _BLOCKS.get(type_)
                 if block is None:
-                    raise info.unknown_type()
-                elements = 1
-                for n in info.ne:
-                    elements *= n
-                nbytes = elements // block[0] * block[1]
-                parts = name.split(".")
-                if parts[0] in ("enc", "dec") and len(parts) > 1:
-                    del parts[0]
-                layer = _layer(parts[1], layers) if parts[0] == "blk" and len(parts) > 2 else None
+                    raise header.tensors[name].unknown_type()
+                nbytes = math.prod(ne) // block[0] * block[1]
+                layer, rest = None, name
+                start = 4 if name.startswith("blk.") else 8 if name.startswith(_SIDES) else 0
+                if start and (end := name.find(".", start)) > 0:
+                    layer, rest = numbers.get(name[start:end]), name[end + 1 :]
                 if layer is not None and layer >= loaded:
                     continue
-                offset = info.offset
                 if first is None or offset < first:
                     first = offset
                 if offset + nbytes > last:
                     last = offset + nbytes
                 if layer is not None:
                     by_layer[layer] += nbytes
-                    if parts[2].endswith("exps") and parts[2] in _EXPERTS:
+                    if "exps" in rest and rest.partition(".")[0] in _EXPERTS:
                         experts[layer] += nbytes
-                elif parts[0] in _INPUTS:
+                elif name.partition(".")[0] in _INPUTS:
                     inputs += nbytes
                     if name == _TOKEN_EMBEDDING:
                         embeddings = nbytes
-                        rows = info.ne[1] if len(info.ne) > 1 else None
+                        rows = ne[1] if len(ne) > 1 else None
                 else:
                     outputs += nbytes
                     has_output = has_output or name == "output.weight"
@@ -110,8 +111,8 @@ class Weights:
         return sum(self.layers) + self.input + self.output
 
 
-def _layer(text: str, layers: int) -> int | None:
-    if len(text) > 5 or not (text.isascii() and text.isdigit()):
-        return None
-    layer = int(text)
-    return layer if layer < layers else None
+def _rows(header: Header) -> Iterable[tuple[str, Sequence[int], int, int]]:
+    """Name, `ne`, ggml type and offset of each tensor."""
+    if isinstance(header.tensors, TensorInfos):
+        return header.tensors.rows()
+    return ((name, info.ne, info.type, info.offset) for name, info in header.tensors.items())

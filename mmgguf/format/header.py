@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -138,6 +138,16 @@ class TensorInfos(Mapping[str, TensorInfo]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+    def rows(self) -> Iterator[tuple[str, Sequence[int], int, int]]:
+        """Name, `ne`, ggml type and offset of each: for who looks at all of them once, and keeps none."""
+        for name, info in self._infos.items():
+            if type(info) is bytes:
+                *ne, type_id, offset = self._layouts[len(info)](info)
+                yield name, ne, type_id, offset
+            else:
+                made = cast(TensorInfo, info)
+                yield name, made.ne, made.type, made.offset
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,11 +61,29 @@ def test_options(smollm2: Path, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", tiny.names())
 def test_every_kind(tmp_path: Path, name: str, sequences: int) -> None:
     path = tiny.write(name, tmp_path / "model.gguf")
-    compare(path, factor=8, context=8192, sequences=sequences)
+    compare(path, factor=1.25, context=8192, sequences=sequences)
 
 
 @pytest.mark.parametrize("options", [{"swa_full": True}, {"flash_attention": False}, {"unified": True}], ids=str)
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "gemma4", "mimo2", "llama-kv-array", "lfm2-swa"])
 def test_options_of_every_kind(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     path = tiny.write(name, tmp_path / "model.gguf")
-    compare(path, factor=8, context=4096, sequences=4, **options)
+    compare(path, factor=1.25, context=4096, sequences=4, **options)
+
+
+#: How far off the estimate of the compute buffer may be, where it is more than a twentieth, by model.
+FAR = {"wide-nemotron-h-8b": 1.2, "wide-qwen3next": 1.2, "wide-deepseek-v2-lite": 1.15, "wide-gemma2-9b": 1.1}
+FAR |= {"wide-bert-base": 1.1}
+
+
+@pytest.mark.parametrize("flash_attention", [True, False])
+@pytest.mark.parametrize("name", tiny.wide_names())
+def test_compute_of_published_sizes(tmp_path: Path, name: str, flash_attention: bool) -> None:
+    path = tiny.write_wide(name, tmp_path / "model.gguf")
+    for context, ubatch in ((4096, 512), (32768, 512), (4096, 128)) if flash_attention else ((4096, 512),):
+        options = {"context": context, "ubatch": ubatch, "flash_attention": flash_attention}
+        printed = llamamemory.load(path, allocate=False, **options)
+        found = estimate(path, unified=False, **options)
+        ratio = (found.compute or 0) / 2**20 / sum(printed.buffers["compute"])
+        factor = FAR.get(name, 1.05)
+        assert 1 / factor < ratio < factor, (options, found.compute, printed.buffers["compute"])
