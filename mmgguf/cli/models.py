@@ -56,7 +56,10 @@ class _Row:
 
 
 def models(
-    store: Annotated[list[Store] | None, typer.Option("--store", "-s", help="Only this store; repeatable.")] = None,
+    store: Annotated[
+        list[Store] | None,
+        typer.Option(metavar="STORE", help="Only ollama, hf, llama.cpp or lmstudio; repeatable."),
+    ] = None,
     hash_: Annotated[
         bool, typer.Option("--hash", help="Read files of the same size for their digests where the store has none.")
     ] = False,

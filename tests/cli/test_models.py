@@ -91,7 +91,7 @@ def test_copies(stores: Path) -> None:
 
 
 def test_lines_and_choice_of_stores(stores: Path) -> None:
-    output = invoke("--store", "lmstudio", "-s", "ollama")
+    output = invoke("--store", "lmstudio", "--store", "ollama")
     assert "\x1b" not in output
     lines = [line.split("\t") for line in output.splitlines()]
     assert {len(line) for line in lines} == {7}
