@@ -25,12 +25,13 @@ from .file import open as open
 from .format.header import Header
 from .format.metadata import Metadata
 from .format.values import TypedValue
-from .format.writer import TypedTensor, write
+from .format.writer import TypedTensor
 from .inspect import compare, digest, verify
 from .loading import load_file
 from .storage.names import resolve
 from .tensor import Tensor
 from .types import FileType, GGMLType, ValueType
+from .writing import write
 
 __version__ = "0.1.0"
 

@@ -16,7 +16,7 @@ from .urls import hide, is_url, require_fsspec, scheme_of, shown_url
 if TYPE_CHECKING:
     from .transport import Transport
 
-__all__ = ["Opener", "open_source", "open_url"]
+__all__ = ["Opener", "file_system", "open_source", "open_url", "path_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def open_url(url: str, kind: StorageKind | None, mode: Mode, options: Mapping[st
     scheme = scheme_of(url)
     if "::" not in url.partition("://")[0]:
         if scheme == "file":
-            return open_path(_path_of(url), kind, mode)
+            return open_path(path_of(url), kind, mode)
         from .names import SCHEMES, find
 
         if scheme in SCHEMES:
@@ -96,7 +96,7 @@ def open_url(url: str, kind: StorageKind | None, mode: Mode, options: Mapping[st
             return _open_remote(
                 lambda: _http(found.url, url, {}, transfer, found.headers), url, kind, options, mode, transfer
             )
-    fs, path = _file_system(url, options)
+    fs, path = file_system(url, options)
     local = _local_path(fs, path, url, options)
     if local is not None:
         return open_path(local, kind, mode)
@@ -117,7 +117,7 @@ def _open_remote(
     return RemoteFile(connect, url, dict(options), mode, transfer, open_url)
 
 
-def _path_of(url: str) -> str:
+def path_of(url: str) -> str:
     import urllib.parse
 
     parts = urllib.parse.urlsplit(url)
@@ -127,7 +127,7 @@ def _path_of(url: str) -> str:
     return path.lstrip("/") if os.name == "nt" else path
 
 
-def _file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+def file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """fsspec's file system and the path in it."""
     fsspec = require_fsspec()
     failure: Exception
@@ -164,7 +164,7 @@ def _local_path(fs: Any, path: str, url: str, options: Mapping[str, Any]) -> str
 
 
 def _transport(url: str, options: Mapping[str, Any], transfer: Transfer) -> Transport:
-    fs, path = _file_system(url, options)
+    fs, path = file_system(url, options)
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
     if "https" in protocols or "http" in protocols:
         return _http(path, url, options, transfer, {})
@@ -177,7 +177,7 @@ def _transport(url: str, options: Mapping[str, Any], transfer: Transfer) -> Tran
 
 def _http(url: str, source: str, options: Mapping[str, Any], transfer: Transfer, headers: dict[str, str]) -> Transport:
     """The transport of an http URL; `source` is what it came from, as in messages."""
-    fs, path = _file_system(url, options)
+    fs, path = file_system(url, options)
     import yarl
 
     from .http import HttpTransport

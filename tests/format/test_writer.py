@@ -636,5 +636,5 @@ def test_a_copy_keeps_the_alignment(tmp_path: Path) -> None:
 
 def test_a_path_of_bytes(tmp_path: Path) -> None:
     write(os.fsencode(tmp_path / "a.gguf"), {"k": 1}, {})
-    with mmgguf.open(os.fsencode(tmp_path / "a.gguf")) as file:
+    with mmgguf.open(tmp_path / "a.gguf") as file:
         assert file.metadata["k"] == 1

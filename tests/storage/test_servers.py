@@ -169,6 +169,7 @@ def s3() -> Iterator[dict[str, Any]]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_s3(s3: dict[str, Any], tmp_path: Path) -> None:
     import fsspec
 
@@ -196,6 +197,7 @@ def test_s3(s3: dict[str, Any], tmp_path: Path) -> None:
         assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_s3_without_credentials(s3: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -203,3 +205,29 @@ def test_s3_without_credentials(s3: dict[str, Any], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(PermissionError, match=r"[Cc]redentials"):
         mmgguf.open("s3://bucket/model.gguf", storage_options={"client_kwargs": s3["client_kwargs"]})
+
+
+@pytest.mark.slow
+def test_writing_to_s3(s3: dict[str, Any], tmp_path: Path) -> None:
+    import fsspec
+
+    fs = fsspec.filesystem("s3", **s3)
+    tensors = {"a": np.zeros((2000, 1000), np.float32), "b": np.arange(5)}
+    for large in (False, True):  # in one request, and in parts
+        tensors = {"b": np.arange(5, dtype=np.int32)} | ({"a": np.ones((2000, 1000), np.float32)} if large else {})
+        mmgguf.write("s3://bucket/new.gguf", {"n": 1}, tensors, storage_options=s3)
+        mmgguf.write(tmp_path / "new.gguf", {"n": 1}, tensors)
+        fs.invalidate_cache()
+        assert fs.cat("bucket/new.gguf") == (tmp_path / "new.gguf").read_bytes()
+    before = fs.cat("bucket/new.gguf")
+
+    def fails() -> Any:
+        raise RuntimeError("in the middle")
+
+    broken = tensors | {"c": mmgguf.TypedTensor(fails, mmgguf.GGMLType.F32, (4,))}
+    with pytest.raises(RuntimeError, match="in the middle"):
+        mmgguf.write("s3://bucket/new.gguf", {"n": 2}, broken, storage_options=s3)
+    fs.invalidate_cache()
+    assert fs.cat("bucket/new.gguf") == before
+    with pytest.raises(OSError, match=r"s3://none/x\.gguf"):
+        mmgguf.write("s3://none/x.gguf", {}, tensors, storage_options=s3)
