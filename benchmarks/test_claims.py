@@ -139,7 +139,10 @@ def test_lists_of_strings(claim: Claim, files: Files, vocabulary: str, tmp_path:
     _require("C library")
     path = _vocabulary(vocabulary, files)
     ours = f"import mmgguf; metadata = mmgguf.open({path!r}).metadata", _LIST
-    theirs = "from mmgguf.bench.peers import PEERS, c_library; c_library()", f"kept = PEERS['C library'].open({path!r})"
+    theirs = (
+        "from mmgguf.bench.ggml import c_library; from mmgguf.bench.peers import PEERS; c_library()",
+        f"kept = PEERS['C library'].open({path!r})",
+    )
     claim.check(
         _LISTS.format(vocabulary, "first in a process"),
         "<= 1.5",

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mmgguf import GGMLType
+from mmgguf.bench.ggml import Unavailable, dequantize_in_c
 from mmgguf.bench.models import random_blocks
-from mmgguf.bench.peers import Unavailable, dequantize_in_c
 from mmgguf.dequant import dequantize
 from mmgguf.types import LAYOUTS
 

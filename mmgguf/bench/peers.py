@@ -8,24 +8,19 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 import mmgguf
 
-from ..types import GGMLType, layout_of
+from ..types import layout_of
+from .ggml import InitParams, Unavailable, c_library
 
-__all__ = ["PEERS", "Peer", "Unavailable", "c_library", "dequantize_in_c", "save_as", "versions"]
+__all__ = ["PEERS", "Peer", "Unavailable", "save_as", "versions"]
 
 Format = Literal["gguf", "safetensors", "torch"]
-
-
-class Unavailable(Exception):
-    """A peer is not installed, or cannot be used here; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,41 +86,9 @@ def _nothing(handle: Any) -> None:
 # ---------------------------------------------------------------- the C library
 
 
-class _InitParams(ctypes.Structure):
-    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.POINTER(ctypes.c_void_p)))
-
-
-@cache
-def c_library() -> ctypes.CDLL:
-    """The C library ``libggml-base``, as the wheel of pywhispercpp carries it; raises `Unavailable`."""
-    try:
-        files = importlib.metadata.files("pywhispercpp") or []
-    except importlib.metadata.PackageNotFoundError:
-        raise Unavailable("ggml's C library is not installed: pip install pywhispercpp") from None
-    found = [Path(str(file.locate())) for file in files if "ggml-base" in Path(str(file)).name]
-    found = [path.resolve() for path in found if path.exists() and path.suffix != ".lib"]
-    if not found:
-        raise Unavailable("this wheel of pywhispercpp has no libggml-base")
-    try:
-        library = ctypes.CDLL(str(found[0]))
-    except OSError as error:
-        raise Unavailable(str(error)) from error
-    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
-    for name, result, arguments in (
-        ("gguf_init_from_file", pointer, (ctypes.c_char_p, _InitParams)),
-        ("gguf_free", None, (pointer,)),
-        ("gguf_get_n_tensors", i64, (pointer,)),
-        ("gguf_get_tensor_name", ctypes.c_char_p, (pointer, i64)),
-        ("ggml_free", None, (pointer,)),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
 def _c_open(path: str) -> tuple[int, ctypes.c_void_p]:
     context = ctypes.c_void_p()
-    handle = c_library().gguf_init_from_file(os.fsencode(path), _InitParams(True, ctypes.pointer(context)))
+    handle = c_library().gguf_init_from_file(os.fsencode(path), InitParams(True, ctypes.pointer(context)))
     if not handle:
         raise Unavailable("the C library refuses this file")
     return handle, context
@@ -140,28 +103,6 @@ def _c_close(handle: tuple[int, ctypes.c_void_p]) -> None:
 def _c_names(handle: tuple[int, ctypes.c_void_p]) -> list[str]:
     library = c_library()
     return [library.gguf_get_tensor_name(handle[0], i).decode() for i in range(library.gguf_get_n_tensors(handle[0]))]
-
-
-def dequantize_in_c(type_: GGMLType) -> Callable[[npt.NDArray[Any], npt.NDArray[np.float32]], None]:
-    """C's loop over the blocks of a type, as a function of contiguous blocks and of the float32 array to fill.
-
-    Raises
-    ------
-    Unavailable
-        The library has none for this type, or is not here.
-    """
-    name = type_.name
-    stem = name[:-1].lower() + "K" if name.endswith("_K") else name.lower()
-    try:
-        function = getattr(c_library(), f"dequantize_row_{stem}")
-    except AttributeError:
-        raise Unavailable(f"the C library does not dequantize {name}") from None
-    function.restype, function.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-
-    def run(blocks: npt.NDArray[Any], out: npt.NDArray[np.float32]) -> None:
-        function(blocks.ctypes.data, out.ctypes.data, out.size)
-
-    return run
 
 
 # ---------------------------------------------------------------- Python libraries

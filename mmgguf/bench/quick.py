@@ -17,8 +17,9 @@ from ..dequant import dequantize
 from ..types import GGMLType
 from . import measure, models
 from .fields import read_fields
+from .ggml import Unavailable, dequantize_in_c
 from .measure import Contestant, Timing, compare
-from .peers import PEERS, Unavailable, dequantize_in_c, save_as
+from .peers import PEERS, save_as
 from .ways import WAYS, Way, page_sum
 
 __all__ = ["Row", "measure_all"]

@@ -7,18 +7,17 @@ it is not installed, `require` skips the test; under CI it fails instead: a lost
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mmgguf.bench.ggml import InitParams, Unavailable, c_library, declare, dequantize_in_c
 from mmgguf.types import LAYOUTS, GGMLType, ValueType
 
 #: Types newer than the wheel's library.
@@ -28,8 +27,6 @@ NO_DEQUANTIZE = NOT_IN_C | {GGMLType.Q8_1}
 #: Types that are only intermediate results in C, which `ggml_quantize_chunk` does not make.
 NO_QUANTIZE = NOT_IN_C | {GGMLType.Q8_1, GGMLType.Q8_K}
 
-_WHEEL = "pywhispercpp"
-
 _PTR, _SIZE, _I64, _INT, _STR = (
     ctypes.c_void_p,
     ctypes.c_size_t,
@@ -37,10 +34,6 @@ _PTR, _SIZE, _I64, _INT, _STR = (
     ctypes.c_int,
     ctypes.c_char_p,
 )
-
-
-class _InitParams(ctypes.Structure):
-    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.POINTER(ctypes.c_void_p)))
 
 
 class _Tensor(ctypes.Structure):
@@ -76,11 +69,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_quantize_requires_imatrix": (ctypes.c_bool, (_INT,)),
     "ggml_quantize_chunk": (_SIZE, (_INT, _PTR, _PTR, _I64, _I64, _I64, _PTR)),
     "ggml_validate_row_data": (ctypes.c_bool, (_INT, _PTR, _SIZE)),
-    "ggml_free": (None, (_PTR,)),
     "ggml_get_tensor": (ctypes.POINTER(_Tensor), (_PTR, _STR)),
     "ggml_log_set": (None, (_PTR, _PTR)),
-    "gguf_init_from_file": (_PTR, (_STR, _InitParams)),
-    "gguf_free": (None, (_PTR,)),
     "gguf_get_version": (ctypes.c_uint32, (_PTR,)),
     "gguf_get_alignment": (_SIZE, (_PTR,)),
     "gguf_get_data_offset": (_SIZE, (_PTR,)),
@@ -91,40 +81,18 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gguf_get_arr_n": (_SIZE, (_PTR, _I64)),
     "gguf_get_arr_data": (_PTR, (_PTR, _I64)),
     "gguf_get_arr_str": (_STR, (_PTR, _I64, _SIZE)),
-    "gguf_get_n_tensors": (_I64, (_PTR,)),
-    "gguf_get_tensor_name": (_STR, (_PTR, _I64)),
     "gguf_get_tensor_type": (_INT, (_PTR, _I64)),
     "gguf_get_tensor_offset": (_SIZE, (_PTR, _I64)),
     "gguf_get_tensor_size": (_SIZE, (_PTR, _I64)),
 } | {f"gguf_get_val_{name}": (ctype, (_PTR, _I64)) for name, ctype in _SCALARS.values()}
 
 
-def library_path() -> Path | None:
-    """Where the wheel put ``libggml-base``, or None."""
-    try:
-        files = importlib.metadata.files(_WHEEL) or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for file in files:
-        name = Path(str(file)).name
-        if name.startswith(("libggml-base", "ggml-base")) and any(s in name for s in (".so", ".dylib", ".dll")):
-            path = Path(str(file.locate())).resolve()
-            if path.exists():
-                return path
-    return None
-
-
 @cache
-def _load() -> ctypes.CDLL | None:
-    path = library_path()
-    if path is None:
-        return None
-    lib = ctypes.CDLL(str(path))
-    for name, (restype, argtypes) in _SIGNATURES.items():
-        function = getattr(lib, name)
-        function.restype, function.argtypes = restype, argtypes
-    lib.ggml_log_set(_silent, None)  # refused files are part of the tests; their messages only fill the log
-    return lib
+def _load() -> ctypes.CDLL:
+    library = c_library()
+    declare(library, _SIGNATURES)
+    library.ggml_log_set(_silent, None)  # refused files are part of the tests; their messages only fill the log
+    return library
 
 
 @ctypes.CFUNCTYPE(None, _INT, _STR, _PTR)
@@ -133,18 +101,21 @@ def _silent(level: int, text: bytes, user_data: int) -> None:
 
 
 def available() -> bool:
-    return _load() is not None
+    try:
+        _load()
+    except Unavailable:
+        return False
+    return True
 
 
 def require() -> ctypes.CDLL:
     """The loaded library; skips the calling test where it is missing, and fails it under CI."""
-    lib = _load()
-    if lib is None:
-        reason = f"the C library ggml is not here: pip install {_WHEEL}"
+    try:
+        return _load()
+    except Unavailable as error:
         if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return lib
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 def block_size(type_: int) -> int:
@@ -155,17 +126,6 @@ def type_size(type_: int) -> int:
     return int(require().ggml_type_size(type_))
 
 
-@cache
-def dequantize_function(type_: GGMLType) -> Any:
-    """C's ``dequantize_row_<type>(const void *, float *, int64_t elements)``."""
-    name = type_.name
-    # The K of the K-quants is the only capital in C's names.
-    stem = name[:-1].lower() + "K" if name.endswith("_K") else name.lower()
-    function = getattr(require(), f"dequantize_row_{stem}")
-    function.restype, function.argtypes = None, (_PTR, _PTR, _I64)
-    return function
-
-
 def dequantize(blocks: NDArray[Any], type_: GGMLType, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """All blocks, one after the other, as a flat float32 array."""
     raw = np.ascontiguousarray(blocks).reshape(-1).view(np.uint8)
@@ -174,7 +134,8 @@ def dequantize(blocks: NDArray[Any], type_: GGMLType, out: NDArray[np.float32] |
         out = np.empty(n, np.float32)
     assert out.flags.c_contiguous
     assert out.size == n
-    dequantize_function(type_)(raw.ctypes.data, out.ctypes.data, n)
+    require()
+    dequantize_in_c(type_)(raw, out)
     return out
 
 
@@ -184,7 +145,7 @@ def quantize(values: NDArray[np.float32], type_: GGMLType) -> NDArray[np.uint8]:
     values = np.ascontiguousarray(values, np.float32)
     rows, columns = values.shape
     layout = LAYOUTS[type_]
-    raw = np.zeros((rows, columns // layout.block_size * layout.type_size), np.uint8)
+    raw = np.zeros(layout.packed_shape((rows, columns)), np.uint8)
     if type_ in (GGMLType.Q8_1, GGMLType.Q8_K):
         function = getattr(lib, "quantize_row_q8_1_ref" if type_ is GGMLType.Q8_1 else "quantize_row_q8_K_ref")
         function.restype, function.argtypes = None, (_PTR, _PTR, _I64)
@@ -273,7 +234,7 @@ def open_gguf(path: str | os.PathLike[str]) -> Iterator[CFile | None]:
     """C's reader on a file (headers only), or None where C refuses it."""
     lib = require()
     ctx = ctypes.c_void_p()
-    gguf = lib.gguf_init_from_file(os.fsencode(path), _InitParams(True, ctypes.pointer(ctx)))
+    gguf = lib.gguf_init_from_file(os.fsencode(path), InitParams(True, ctypes.pointer(ctx)))
     if not gguf:
         yield None
         return
