@@ -268,3 +268,31 @@ def test_what_is_no_index_is_an_index_error_as_in_numpy(name: str, key: Any, fil
         np.zeros((3, 4))[key]
     with pytest.raises(IndexError):
         file[name][key]
+
+
+# What other libraries make of a tensor; those for torch and JAX are with their adapters.
+
+
+def _dask(t: mmgguf.Tensor) -> Any:
+    return pytest.importorskip("dask.array").from_array(t, chunks=2).compute()
+
+
+def _zarr(t: mmgguf.Tensor) -> Any:
+    zarr = pytest.importorskip("zarr")
+    return zarr.create_array(zarr.storage.MemoryStore(), data=t)[...]
+
+
+def _polars(t: mmgguf.Tensor) -> Any:
+    return pytest.importorskip("polars").from_numpy(t).to_numpy()
+
+
+def _einops(t: mmgguf.Tensor) -> Any:
+    return pytest.importorskip("einops").rearrange(np.asarray(t), "a b -> b a").T
+
+
+@pytest.mark.parametrize("take", [_dask, _zarr, _polars, _einops])
+def test_other_libraries_take_a_tensor(take: Any, file: mmgguf.GGUFFile) -> None:
+    for name in ("Q4_0.matrix", "Q4_K.matrix", "integers"):
+        if take is _polars and not file[name].dtype.isnative:
+            continue  # of swapped dtypes it takes none
+        np.testing.assert_array_equal(take(file[name]), np.asarray(file[name]))
