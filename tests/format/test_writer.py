@@ -159,7 +159,10 @@ _TENSORS = st.builds(
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    metadata=st.dictionaries(_NAMES, _VALUES, max_size=4),
+    # hypothesis tries the strings of the program: of keys that describe the layout not every value can be written.
+    metadata=st.dictionaries(
+        _NAMES.filter(lambda key: not key.startswith(("split.", "general."))), _VALUES, max_size=4
+    ),
     tensors=st.dictionaries(_NAMES, _TENSORS, max_size=4),
     alignment=st.sampled_from([8, 32, 256]),
     byte_order=st.sampled_from(["little", "big"]),
