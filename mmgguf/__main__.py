@@ -1,4 +1,4 @@
-"""The entry point of ``mmgguf`` and ``python -m mmgguf``: works, or says how to make it work."""
+"""The entry point of ``mmgguf`` and ``python -m mmgguf``; without its extra, it says how to install it."""
 
 from __future__ import annotations
 

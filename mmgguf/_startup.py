@@ -1,4 +1,4 @@
-"""While the program's imports run, Ctrl-C ends it at once and says nothing.
+"""Let Ctrl-C end the command line at once, without a traceback, while its imports run.
 
 Imported first by the package, as numpy takes most of the time.  Only the command line is a program of ours: whoever
 imports the library gets the `KeyboardInterrupt` that Python raises.

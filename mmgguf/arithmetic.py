@@ -1,4 +1,4 @@
-"""The operators of an array for a class that `numpy.asarray` takes.
+"""Array operators for a class that `numpy.asarray` accepts.
 
 numpy's functions and scalars compute with such an object on their own: ``np.sum(t)`` and ``np.float32(2) * t`` need
 nothing but ``__array__``, and cannot be refused without each other.  So that ``t * 2`` is not an error beside them, all

@@ -1,4 +1,4 @@
-"""The numbers of a tensor as the adapters and converters want them: whole, in memory of theirs, or in pieces."""
+"""Convert a tensor's numbers for adapters and converters: whole, into given memory, or in pieces."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FLOATS: Final = frozenset({GGMLType.F32, GGMLType.F16, GGMLType.F64, GGMLType.B
 
 
 def result_dtype(tensor: Tensor, dtype: npt.DTypeLike | None, dequantize: bool = True) -> np.dtype[Any]:
-    """What a tensor's numbers become: `dtype` for blocks and floats, while integers stay what they are.
+    """The dtype of a tensor's converted numbers: `dtype` for blocks and floats, while integers keep theirs.
 
     None: plain types keep their own dtype, blocks become float32.  Without `dequantize`, blocks stay blocks.
     """
@@ -38,7 +38,7 @@ def result_dtype(tensor: Tensor, dtype: npt.DTypeLike | None, dequantize: bool =
 
 
 def values(tensor: Tensor, dtype: npt.DTypeLike | None) -> npt.NDArray[Any]:
-    """The logical form as `result_dtype` says: a view where nothing has to be computed."""
+    """The logical form in the dtype of `result_dtype`: a view where nothing has to be computed."""
     target = result_dtype(tensor, dtype)
     data = tensor.data
     if data.dtype == target:
@@ -49,7 +49,7 @@ def values(tensor: Tensor, dtype: npt.DTypeLike | None) -> npt.NDArray[Any]:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """New memory, aligned as XLA and torch's kernels like it.
+    """Allocate memory that is aligned for XLA and for torch's kernels.
 
     numpy's, because numpy asks for huge pages: a model's worth of torch's own takes three times as long to touch.
     """
@@ -78,7 +78,7 @@ def ranges(n: int, itemsize: int, limit: int) -> Iterator[tuple[int, int]]:
 def chunks(
     tensor: Tensor, dtype: npt.DTypeLike | None, limit: int = CHUNK_SIZE, *, dequantize: bool = True
 ) -> Iterator[npt.NDArray[Any]]:
-    """What `result_dtype` says, flat and in pieces, so that memory does not grow with the tensor.
+    """The numbers in the dtype of `result_dtype`, flat and in pieces, so that memory does not grow with the tensor.
 
     Yields
     ------

@@ -102,15 +102,15 @@ class DuplicateKeyError(FormatError, KeyError):
 
 
 class TruncatedError(FormatError, EOFError):
-    """The file ends before what was announced."""
+    """The file ends before the data that it announces."""
 
 
 class SplitError(GGUFError, ValueError):
-    """The shards of a split model are missing, duplicate, foreign or disagree."""
+    """Shards of a split model are missing, occur twice, belong to another model, or contradict each other."""
 
 
 class UnknownTypeError(GGUFError, TypeError):
-    """The data of a tensor was asked for whose ggml type is unknown or was removed."""
+    """The data of a tensor whose ggml type is unknown or was removed cannot be read."""
 
 
 class MetadataTypeError(GGUFError, TypeError):
@@ -118,7 +118,7 @@ class MetadataTypeError(GGUFError, TypeError):
 
 
 class MetadataValueError(GGUFError, ValueError):
-    """A metadata value is of the right type, but cannot be meant: 0 heads, an array that is not one per layer."""
+    """A metadata value has the right type but makes no sense, such as 0 heads."""
 
 
 class NameNotFoundError(GGUFError, KeyError):

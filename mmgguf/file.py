@@ -382,7 +382,7 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | GG
 
 @contextmanager
 def opened(source: Source, *, storage: StorageKind | None = None, mode: Mode = "r") -> Iterator[GGUFFile]:
-    """The open file itself; or the file of a source, which is closed again (arrays of it stay valid)."""
+    """An open file itself, or a source's file, which is closed at the end (its arrays stay valid)."""
     if isinstance(source, GGUFFile):
         yield source
         return

@@ -145,7 +145,7 @@ def _portable(data: jax.Array, ggml_type: GGMLType, dtype: np.dtype[Any]) -> jax
 
 
 class Tensors(TensorMapping[Any]):
-    """The tensors of an open file as JAX arrays, made when they are asked for.
+    """The tensors of an open file as JAX arrays, each made on access.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def load_file(
     progress: Progress | None = None,
     device: Any = None,
 ) -> dict[str, Any]:
-    """All tensors of a file.
+    """Load all tensors of a file, or some, as JAX arrays.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 class TensorMapping(Mapping[str, _T]):
-    """The tensors of an open file as another library's, made when they are asked for."""
+    """The tensors of an open file as another library's, each made on access."""
 
     def __init__(self, f: GGUFFile) -> None:
         self._file = f
@@ -47,7 +47,7 @@ def load_file(
     dequantize: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """All tensors of a file as numpy arrays.
+    """Load all tensors of a file, or some, as numpy arrays.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A GGUF file's numbers as an ``.npz`` archive for `numpy.load`, in a stream: memory does not grow with the model.
+"""Write a GGUF file's numbers as an ``.npz`` archive for `numpy.load`; memory does not grow with the model.
 
 `numpy.savez` needs all arrays in memory at once.  Here the members, which are ordinary ``.npy`` files, are written
 piece by piece; they are not compressed, as weights hardly can be.
@@ -40,7 +40,7 @@ def save_file(
     dequantize: bool = True,
     progress: Progress | None = None,
 ) -> None:
-    """Write a GGUF file's tensors as an ``.npz`` archive, in one step: the path holds the old file or the new one.
+    """Write a GGUF file's tensors as an ``.npz`` archive, atomically: the path holds the old file or the new one.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def _check_distinct(names: Collection[str], where: str) -> None:
 
 
 def _check(tensor: Tensor, dtype: npt.DTypeLike | None, dequantize: bool, where: str) -> None:
-    """Find before anything is written what would fail later."""
+    """Check whatever could fail later, before anything is written."""
     target = _target(tensor, dtype, dequantize)
     if (target.kind not in "fi" and not target.names) or (dtype is not None and np.dtype(dtype).kind != "f"):
         raise TypeError(f"dtype must be one of float32, float16, float64 in an .npz archive, got {np.dtype(dtype)}")

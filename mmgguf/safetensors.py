@@ -1,4 +1,4 @@
-"""GGUF to safetensors and back, in a stream: memory does not grow with the model.
+"""Convert GGUF to safetensors and back; memory does not grow with the model.
 
 >>> from mmgguf.safetensors import save_file
 >>> save_file("model.gguf", "model.safetensors", dtype="bfloat16")  # doctest: +SKIP
@@ -96,7 +96,7 @@ def save_file(
     progress: Progress | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a GGUF file's tensors as a safetensors file, in one step: the path holds the old file or the new one.
+    """Write a GGUF file's tensors as a safetensors file, atomically: the path holds the old file or the new one.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which tensors, and through them in the file's order, the next ones' pages already on their way.
+"""Select tensors by name, and go through them in the file's order while the next ones are read ahead.
 
 What every consumer of whole files shares: `GGUFFile.dequantize_all`, the adapters and the converters.
 """

@@ -167,7 +167,7 @@ def _split_value(shard: Shard, key: str, default: Any) -> Any:
 
 
 def _named(shard: Shard, getter: Callable[[str, Any], Any], key: str, default: Any) -> Any:
-    """What a typed getter gives; its errors name the shard."""
+    """Call a typed getter; its errors name the shard."""
     try:
         return getter(key, default)
     except GGUFError as error:

@@ -26,7 +26,7 @@ _FLOAT32: Final = np.dtype(np.float32)
 
 
 class Tensor(Arithmetic):
-    """A tensor of an open `GGUFFile`; making one costs nothing, its data is touched when it is asked for.
+    """A tensor of an open `GGUFFile`; its data is not touched until it is asked for.
 
     It has numpy's attributes (`shape`, `ndim`, `size`, `dtype`), indices and operators; ``t * 2``, ``t @ x`` and
     ``t == 0`` give what they give for ``np.asarray(t)``.  If it has blocks, each of these makes numbers of the whole

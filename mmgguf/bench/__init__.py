@@ -1,4 +1,4 @@
-"""How fast, beside what else: the measurements behind ``mmgguf bench`` and behind the suite in ``benchmarks/``.
+"""The measurements behind ``mmgguf bench`` and the suite in ``benchmarks/``.
 
 * `measure`: interleaved timing, system calls, the page cache, a process's memory
 * `models`: generated files with the proportions of real ones

@@ -71,7 +71,7 @@ def compare(
     max_rounds: int = 200,
     advance: Callable[[], Any] | None = None,
 ) -> dict[str, Timing]:
-    """Time contestants in turns, so that a change of the machine's mood meets all of them.
+    """Time contestants in turns, so that changes of the machine's speed affect all of them.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Memory, and the time of what is done first, measured in fresh processes, where nothing else has left traces.
+"""Measure memory, and the time of first uses, in fresh processes.
 
 Run as ``python -m mmgguf.bench.process``, it does what the lines on its standard input say and answers each with a line
 of JSON: see `Child`.

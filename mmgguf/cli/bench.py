@@ -1,4 +1,4 @@
-"""``mmgguf bench``: what mapping and this library are worth on the machine at hand."""
+"""``mmgguf bench``: compare ways of loading on this machine."""
 
 from __future__ import annotations
 

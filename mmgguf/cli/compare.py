@@ -31,7 +31,7 @@ def compare(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="A JSON array, one line per difference.")] = False,
 ) -> None:
-    """Tell how the metadata and the tensors of two files differ.
+    """Compare the metadata and the tensors of two files.
 
     The exit status is 0 if they do not, 1 if they do, 2 if a file cannot be read or the output cannot be written.
     Alignment, offsets, order, byte order and the distribution over shards do not count.

@@ -1,4 +1,4 @@
-"""Help texts that fit any terminal: whole words, nothing cut, in colour where there are colours.
+"""Help texts that fit any terminal, without cut or broken words, in colour where there is colour.
 
 Typer's own come in frames whose columns are folded and cut in narrow windows.
 """

@@ -334,7 +334,7 @@ _OUTPUT_ERRORS: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno
 
 @contextmanager
 def errors_as_one_line(status: int = 1) -> Iterator[None]:
-    """What can go wrong with files and pipes becomes one line on the standard error and that exit status.
+    """Turn errors of files and pipes into one line on the standard error and an exit status.
 
     An output that takes no more has the status 2; about a reader that went away, as ``head`` does, nothing is said.  An
     interrupt becomes exit status 130.  Anything else is a bug of ours, and keeps its traceback.

@@ -1,4 +1,4 @@
-"""``mmgguf stats``: what the numbers of a model are like."""
+"""``mmgguf stats``: statistics of a model's numbers."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def verify(
     hash_: Annotated[bool, typer.Option("--hash", help="Print a SHA-256 per tensor and one for the whole.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object: findings, and digests with --hash.")] = False,
 ) -> None:
-    """Find what is wrong with a file that can be opened.
+    """Find problems in a file that can be opened.
 
     The exit status is 0 for no findings or notes only, 1 for warnings or errors, 2 for a file that cannot be read or an
     output that cannot be written.

@@ -1,4 +1,4 @@
-"""Sequences that stand for the lists of pip's reader, and make their items when they are touched."""
+"""Lazy sequences in place of the lists of pip's reader."""
 
 from __future__ import annotations
 

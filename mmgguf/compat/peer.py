@@ -1,4 +1,4 @@
-"""pip's ``gguf`` where it is installed, and its enums, or ours in their place."""
+"""pip's ``gguf`` and its enums where it is installed, and mmgguf's enums where it is not."""
 
 from __future__ import annotations
 

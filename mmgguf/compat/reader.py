@@ -124,7 +124,7 @@ class ReaderTensor(NamedTuple):
 
 
 class GGUFReader:
-    """Reads, and in place changes, one GGUF file, with the surface of pip's ``gguf.GGUFReader``.
+    """Read one GGUF file, or change it in place, with the interface of pip's ``gguf.GGUFReader``.
 
     A single shard of a split model is read by itself.
 

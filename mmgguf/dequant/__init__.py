@@ -1,4 +1,4 @@
-"""Stored blocks → numbers, with ggml's exact bits.
+"""Dequantize stored blocks, bit for bit as ggml does.
 
 `dispatch` holds `dequantize` and what is common to all types; ``numpy`` and ``numba`` have the kernels of each
 backend, the latter imported when they are first asked for.  ``array_api`` has kernels for torch and JAX.

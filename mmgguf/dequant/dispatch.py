@@ -1,4 +1,4 @@
-"""From stored blocks to an array of numbers: backend, chunks, dtypes, threads.
+"""Dequantize blocks: checks, and the choice of backend, chunks, dtypes and threads.
 
 A tensor is cut into chunks that fit in the cache.  Each chunk is gathered if its blocks are not contiguous or
 are big-endian, computed by the kernel of its type straight into the output where that is contiguous and of a
@@ -54,7 +54,7 @@ _Compute = Callable[[NDArray[Any], NDArray[Any], bool], None]
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How one type becomes one dtype."""
+    """How one ggml type is converted to one dtype."""
 
     layout: Layout
     #: None for plain types that numpy converts.
@@ -75,7 +75,7 @@ def dequantize(
     threads: int | None = None,
     backend: Backend | None = None,
 ) -> NDArray[Any]:
-    """Turn stored blocks into numbers, with the bits that ggml's C library computes.
+    """Dequantize stored blocks, bit for bit as ggml's C library does.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def _thread_count(threads: int | None) -> int | None:
 
 
 def get_backend(name: str | None = None) -> Backend:
-    """The backend that ``name``, the environment or what is installed decides on, in this order."""
+    """The backend chosen by ``name``, else by the environment, else by what is installed."""
     asked, who = name, "backend"
     if asked is None:
         asked, who = os.environ.get("MMGGUF_BACKEND") or None, "the environment variable MMGGUF_BACKEND"
@@ -186,7 +186,7 @@ def _compiled() -> ModuleType | Exception:
 
 
 def target_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """The dtype of results that is meant; raises TypeError for one that is not offered."""
+    """The dtype that an argument stands for; raises TypeError for one that is not offered."""
     target = np.dtype(np.float32 if dtype is None else dtype)
     if target not in DTYPES:
         raise TypeError(f"dtype must be one of {', '.join(d.name for d in DTYPES)}, got {target}")
@@ -322,7 +322,7 @@ def _jobs(plan: _Plan, stored: NDArray[Any], out: NDArray[Any]) -> Iterator[_Job
 
 
 def _run_whole(compute: _Compute, blocks: NDArray[Any], out: NDArray[Any], threads: int, stream: bool) -> None:
-    """A compiled kernel on contiguous memory.  It is done so fast that the way to it must be short."""
+    """Run a compiled kernel on contiguous memory, with as little overhead as possible."""
     step = -(-blocks.size // (4 * threads)) if threads > 1 else blocks.size
 
     def work(start: int) -> None:

@@ -1,4 +1,4 @@
-"""float16 ↔ float32 with numpy's integer operations.
+"""Convert between float16 and float32 with numpy's integer operations.
 
 numpy's own casts convert one number at a time, and those of subnormal numbers, which weights are full of, set
 processor flags on the way: 10 to 80 nanoseconds each.  The results here are the same, bit for bit.
@@ -32,12 +32,12 @@ def _table() -> NDArray[np.float32]:
 
 
 def from_half(values: NDArray[Any], out: NDArray[np.float32]) -> None:
-    """float16 → float32; both contiguous, of one size."""
+    """Convert float16 to float32; both contiguous, of one size."""
     _table().take(values.reshape(-1).view(np.uint16), out=out.reshape(-1), mode="clip")
 
 
 def to_half(values: NDArray[np.float32], out: NDArray[Any]) -> None:
-    """float32 → float16, rounded to the nearest even; both contiguous, of one size."""
+    """Convert float32 to float16, rounded to the nearest even; both contiguous, of one size."""
     flat, result = values.reshape(-1), out.reshape(-1).view(np.uint16)
     work = np.empty((2, min(_STEP, flat.size)), np.uint32)
     for start in range(0, flat.size, _STEP):

@@ -1,5 +1,7 @@
-"""Bytes of open files into new ones, through the kernel where it can: `copy_file_range` shares blocks where the file
-system knows how, and never brings data into the process."""
+"""Copy bytes of open files into new ones, by `copy_file_range` where the system has it.
+
+That call shares blocks where the file system can, and never brings data into the process.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,7 @@ def check_output(outputs: Iterable[str], sources: Iterable[str], nbytes: int, fo
 
 @contextmanager
 def new_files(paths: list[str], like: str | None) -> Iterator[list[BinaryIO]]:
-    """New files that take their names together when the block ends well, and vanish when it does not.
+    """New files that take their names together if the block succeeds, and are removed if it fails.
 
     Parameters
     ----------

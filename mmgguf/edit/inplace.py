@@ -1,4 +1,4 @@
-"""Bytes at the beginning of a file, changed where they are, so that a crash leaves the old ones or the new ones."""
+"""Change the first bytes of a file in place, so that a crash leaves either the old ones or the new ones."""
 
 from __future__ import annotations
 

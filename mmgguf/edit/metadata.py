@@ -77,7 +77,7 @@ class Edit:
     _force: bool = field(repr=False)
 
     def apply(self, progress: Progress | None = None) -> None:
-        """Do it.
+        """Write the planned changes.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Read from the metadata what decides how much memory a model keeps; anything that cannot be meant is an error.
+"""Read the hyperparameters that decide how much memory a model needs; values that make no sense are errors.
 
 The names of the keys and their defaults are those of llama.cpp's ``llama_model_base::load_hparams``
 (``src/llama-model.cpp``).

@@ -32,7 +32,7 @@ for _id, _row in _SIZES.items():
 
 
 def is_sound(header: Header, stored: list[list[bytes]], size: int) -> bool:
-    """Whether `check_data` will certainly find nothing wrong in a file of `size` bytes: all tensors at once, in numpy.
+    """Whether all tensors are certainly valid in a file of `size` bytes: `check_data` for all at once, in numpy.
 
     `stored` has the bytes that follow n_dims in each tensor info, by n_dims.  False also where only numbers of any
     size could tell.
@@ -88,7 +88,7 @@ def shape_problem(ne: Sequence[int], type_id: int) -> str | None:
 
 
 def check_data(header: Header, size: int) -> None:
-    """In a file of `size` bytes, every tensor has whole blocks, is aligned, lies inside and overlaps no other."""
+    """Check that every tensor has whole blocks, is aligned, lies inside the file and overlaps no other."""
     available = max(size - header.data_offset, 0)
     furthest, in_order = 0, True
     for info in header.tensors.values():
@@ -111,7 +111,7 @@ def check_data(header: Header, size: int) -> None:
 
 
 def check_overlaps(header: Header) -> None:
-    """No two tensors share bytes."""
+    """Check that no two tensors share bytes."""
     sized = (info for info in header.tensors.values() if info.type in _SIZES and info.nbytes)
     for info, other in itertools.pairwise(sorted(sized, key=lambda info: (info.offset, info.nbytes, info.name))):
         end = info.offset + info.nbytes

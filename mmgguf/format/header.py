@@ -48,7 +48,7 @@ _GGML_TYPES: Final[dict[int, GGMLType]] = {int(t): t for t in GGMLType}
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a file says of a tensor.
+    """A tensor's name, dimensions, ggml type and offset, as the file stores them.
 
     Attributes
     ----------
@@ -186,7 +186,7 @@ class Header:
         return 4 if self.version == 1 else 8
 
     def pair_positions(self) -> Iterator[int]:
-        """The byte where each key-value pair begins, and after the last the one where the tensor infos do."""
+        """Where each key-value pair begins, in bytes, and at the end where the tensor infos begin."""
         width, metadata = self.length_size, self.metadata
         yield (position := 8 + 2 * width)
         for key in metadata:
@@ -200,7 +200,7 @@ class Header:
             yield position
 
     def info_positions(self) -> Iterator[int]:
-        """The byte where each tensor info begins, and after the last the one where the header ends."""
+        """Where each tensor info begins, in bytes, and at the end where the header ends."""
         width = self.length_size
         *_, position = self.pair_positions()
         yield position

@@ -192,7 +192,7 @@ def scalar_type(key: str) -> ValueType | None:
 
 
 def array_type(key: str) -> ValueType | None:
-    """The type of the elements, if a key's value is an array; None likewise.
+    """The element type of a key whose value is an array; None for other keys.
 
     >>> array_type("llama.attention.head_count_kv").name
     'INT32'

@@ -210,7 +210,7 @@ class Metadata(TypedMapping):
         return self._chain.byte_order
 
     def bind(self, source: ArraySource | None) -> None:
-        """Take the bytes of arrays from `source` from now on; None closes them off."""
+        """Read the bytes of arrays from `source` from now on; with None they can no longer be read."""
         self._source = source
         self._arrays = {}
 

@@ -1,4 +1,4 @@
-"""Parse the header of a GGUF file: bytes → `Header`.
+"""Parse the header of a GGUF file.
 
 Nothing is allocated on the word of the file: every count is first compared with the bytes that remain, divided by
 the least that one item can take.

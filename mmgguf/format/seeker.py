@@ -22,7 +22,7 @@ DEFAULT_BUFFER_SIZE: Final = 64 * 1024
 
 
 class _Raw(io.RawIOBase):
-    """The caller's file as a raw stream: `io.BufferedReader` closes what it wraps, and this takes that blow.
+    """The caller's file as a raw stream that stays open: `io.BufferedReader` closes what it wraps.
 
     The position is counted here: `io.BufferedReader` asks for it with every ``tell``, a file would ask the system.
     """

@@ -1,4 +1,4 @@
-"""Arrays of strings: finding where each one begins without visiting them one by one, and decoding lazily.
+"""Arrays of strings: find where each begins without visiting them one by one, and decode lazily.
 
 In a GGUF file an array of strings is a chain: an eight-byte length, that many bytes, the next length, and so on.
 To find the end of the array, let alone an element, the whole chain has to be walked, and vocabularies have half a
@@ -49,12 +49,12 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 def decode(data: bytes) -> str:
-    """UTF-8 to str; bytes that are not UTF-8 become surrogates, from which `str.encode` can bring them back."""
+    """Decode UTF-8; other bytes become surrogates, from which `encode` restores them."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def encode(text: str) -> bytes:
-    """The bytes that `decode` made a str of."""
+    """Restore the bytes from which `decode` made a text."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -258,7 +258,7 @@ def _cut_off(what: str, number: int, count: int, position: int, size: int) -> Tr
 
 
 class StringArray(Sequence[str]):
-    """The strings of a metadata array, decoded when they are touched.
+    """The strings of a metadata array, each decoded on access.
 
     A read-only sequence: ``len``, index, slice (a list), iteration, ``==``.  Bytes that are not UTF-8 come as
     surrogates (``surrogateescape``); `bytes` gives any element as it is stored.

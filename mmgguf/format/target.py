@@ -1,4 +1,4 @@
-"""Replace a file in one step: a temporary file beside it, which takes its name when it is whole.
+"""Replace a file atomically: write a temporary file beside it, then rename it.
 
 A crash leaves the old file or the new one, never half of one, and a process that has the old file mapped keeps reading
 the old bytes.  The temporary file, ``.mmgguf-<digest of the target's name>-<random>.tmp``, goes away with any
@@ -38,7 +38,7 @@ _ACCESS_LIST: Final = "system.posix_acl_access"
 
 @contextlib.contextmanager
 def replacing(path: Path, sources: Iterable[Path] = ()) -> Iterator[BinaryIO]:
-    """A new file that takes the path's name when the block ends well, and vanishes when it does not.
+    """A new file that takes the path's name if the block succeeds, and is removed if it fails.
 
     Parameters
     ----------

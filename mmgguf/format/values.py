@@ -121,7 +121,7 @@ class TypedValue:
 
 
 def infer_type(value: Any, where: str) -> TypedValue:
-    """Give a value the type that it is stored as; the module's docstring has the rules.
+    """Choose the stored type of a Python value, by the rules in the module's docstring.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def infer_type(value: Any, where: str) -> TypedValue:
 
 
 def type_for(key: str, value: Any, where: str) -> TypedValue:
-    """Give a value the type that its key is stored as, and else the one of `infer_type`.
+    """Choose the stored type of a value by its key, or by `infer_type` if the key is not known.
 
     A value that brings a type of its own (`TypedValue`, numpy's scalars and arrays) keeps it.  Whether the type of the
     key holds the value is seen when it is encoded.
@@ -212,7 +212,7 @@ def _scalar_type(value: Any, where: str) -> ValueType:
 
 
 def _integer_type(low: int, high: int, where: str) -> ValueType:
-    """The smaller type that holds everything from `low` to `high`, of 32 and 64 bits."""
+    """The smallest type of 32 or 64 bits that holds every integer from `low` to `high`."""
     if low >= 0:
         if high < 1 << 32:
             return ValueType.UINT32
@@ -266,7 +266,7 @@ def _string_bytes(value: Any, where: str) -> bytes:
 
 
 def encode_value(typed: TypedValue, byte_order: ByteOrder, where: str, width: int = 8) -> bytes:
-    """The stored bytes of a value, without its value type: what follows that in the file.
+    """Encode a value as the file stores it, without the value type in front.
 
     Lengths and counts take `width` bytes: 4 in version 1, else 8.
 

@@ -1,4 +1,4 @@
-"""What is in a file, whatever way it lies there: digests of it, and how it differs from another's."""
+"""Digest and compare GGUF content, independent of file layout."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class _Values:
 
 
 def digest(source: Source, *, algorithm: str = "sha256", progress: Progress | None = None) -> Digests:
-    """Digests of the tensors and of the whole, independent of how they lie in the file.
+    """Compute digests of the tensors and of the whole content, independent of file layout.
 
     A tensor's digest is of its data as a little-endian file stores it, without padding.  The file's is of the logical
     content: all metadata but ``general.alignment``, ``split.*`` and padding, in the order of keys (each as a
@@ -220,7 +220,7 @@ def _little(chunk: npt.NDArray[np.uint8], tensor: Tensor) -> npt.NDArray[np.uint
 
 
 def compare(a: Source, b: Source, *, progress: Progress | None = None) -> list[Difference]:
-    """How the metadata and the tensors of two files differ.
+    """Compare the metadata and the tensors of two files.
 
     Metadata differs in type or value, tensors in ggml type, shape or data.  Version, byte order, alignment, offsets,
     order and the distribution over shards do not matter, nor do ``general.alignment`` and ``split.*``, which only
@@ -248,7 +248,7 @@ def compare(a: Source, b: Source, *, progress: Progress | None = None) -> list[D
 
 
 def compare_metadata(a: GGUFFile, b: GGUFFile) -> Iterator[Difference]:
-    """How the metadata of two files differs."""
+    """Compare the metadata of two files."""
     return _compare_metadata(_Values(a), _Values(b))
 
 

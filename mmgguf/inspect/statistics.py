@@ -55,7 +55,7 @@ class Outlier:
 
 @dataclass(frozen=True, slots=True)
 class TensorStats:
-    """What the numbers of a tensor are like.
+    """Statistics of a tensor's numbers.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Two quantizations of one model: how far their numbers lie apart."""
+"""Compare the numbers of two quantizations of one model."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class TypeDistance:
 
 @dataclass(frozen=True, slots=True)
 class ValueComparison:
-    """How two models differ in their numbers, and in their structure.
+    """The differences of two models in their numbers and in their structure.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What an accepted file may still have wrong, as plain data: nothing here prints.
+"""Find problems in files that can be opened, as plain data.
 
 Severities: an *error* is what ggml refuses, or a value that makes the model useless; a *warning* breaks a rule of the
 specification, but readers live with it; a *note* is a matter of convention.
@@ -77,7 +77,7 @@ class Finding:
 
 
 def verify(source: Source, *, data: bool = False, progress: Progress | None = None) -> list[Finding]:
-    """Find what is wrong with a file that can be opened.
+    """Find problems in a file that can be opened.
 
     Parameters
     ----------

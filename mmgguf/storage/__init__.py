@@ -1,1 +1,1 @@
-"""Where the bytes of a file are, and how arrays are taken from them."""
+"""Storages: where the bytes of a file are, and how arrays are taken from them."""

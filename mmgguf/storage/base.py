@@ -86,7 +86,7 @@ class Reference(ABC):
         """
 
     def is_current(self, storage: Storage) -> bool:
-        """Whether a storage that this reference opened before has these bytes still, as far as a look can tell."""
+        """Whether a storage that this reference opened still has the same bytes, as far as a cheap check can tell."""
         return True
 
 
@@ -186,10 +186,10 @@ class Storage(ABC):
         """Return when a range that was asked for is there."""
 
     def release(self, offset: int, nbytes: int) -> None:
-        """Let go of what is held for a range."""
+        """Drop what is held for a range."""
 
     def forget(self) -> None:
-        """Let go of what was asked for to be taken once, and was not."""
+        """Drop ranges that were prefetched to be read once, and were not read."""
 
     def resident(self, offset: int, nbytes: int) -> int:
         """Bytes of a range that are held in memory; 0 where that cannot be told."""
@@ -215,7 +215,7 @@ class OwnMemory(Storage):
         return self._storage.reader()
 
     def close(self) -> None:
-        """Nothing: the other one is its owner's."""
+        """Do nothing: the other storage is closed by its owner."""
 
 
 # Tensors that were sent here one by one share a storage for as long as any of them lives.

@@ -1,4 +1,4 @@
-"""Ranges of a file on any file system of fsspec: what has no class of its own here."""
+"""Ranges of a file on any file system of fsspec that has no transport of its own."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class LocalFile(Storage):
 
     @property
     def identity(self) -> Identity:
-        """What another process finds the file by; made when it is first asked for, as it reads the header.
+        """What another process identifies the file by; computed at first use, since that reads the header.
 
         Raises
         ------

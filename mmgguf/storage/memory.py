@@ -153,7 +153,7 @@ class FileObject(Storage):
         return file
 
     def close(self) -> None:
-        """Forget the file object; it stays open, and the caller's."""
+        """Drop the reference to the file object, which stays open and belongs to the caller."""
         self._file = None
 
 
@@ -182,7 +182,7 @@ def _read_at(file: Any, offset: int, buffer: memoryview) -> int:
 
 
 def is_buffer(source: Any) -> bool:
-    """Whether a source is its own content: whatever has a buffer."""
+    """Whether a source has the buffer protocol, and so holds the content itself."""
     try:
         memoryview(source).release()
     except TypeError:

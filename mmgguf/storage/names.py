@@ -317,7 +317,7 @@ def _find_lmstudio(text: str, options: Mapping[str, Any], transfer: Transfer) ->
 
 
 def hint(path: str) -> str:
-    """What to type instead of a path that leads nowhere; empty if nobody can tell."""
+    """A suggestion for a path that does not exist; empty if there is none."""
     if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?=[^/])", path):
         return f"for a URL, type {shown(match[1] + '://' + path[match.end() :])}"
     if os.path.isabs(path) or path.startswith((".", "~")) or len(path) > 400:

@@ -1,4 +1,4 @@
-"""From what people name to a storage: paths, URLs, names of stores, file objects and bytes."""
+"""Open a storage from a path, a URL, a store's name, a file object or bytes."""
 
 from __future__ import annotations
 

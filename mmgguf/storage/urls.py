@@ -1,4 +1,4 @@
-"""URLs as sources: telling them from paths, and keeping what is secret in them out of sight.
+"""URLs as sources: tell them from paths, and hide the secrets in them.
 
 A URL may carry credentials: a user and password in front of the host, or a signature in its query.  What is shown
 (messages, ``repr``) has neither; what is pickled has no user, no password and no part of the query that looks like a

@@ -1,4 +1,4 @@
-"""From a file's metadata to the configuration of transformers: one table per architecture, and what is not a table.
+"""Make transformers' configuration from a file's metadata, by one table per architecture.
 
 The left side is a key of GGUF's metadata after the architecture's prefix, as its specification names them; the right
 side a field of the configuration class.  Rules that stand in no metadata are those of llama.cpp, for which the file was
@@ -22,7 +22,7 @@ _Rule = Callable[[GGUFFile], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What has to be known of an architecture to make a model of transformers from a file.
+    """How to make a model of transformers from a file of one architecture.
 
     Attributes
     ----------
@@ -177,7 +177,7 @@ _MIXTRAL: Final = Architecture(
 
 
 def architecture_of(f: GGUFFile) -> Architecture:
-    """What is known of a file's architecture; raises NotImplementedError, by name, where nothing is."""
+    """The entry of a file's architecture; raises NotImplementedError where there is none."""
     found = ARCHITECTURES.get(f.architecture)
     if found is None:
         known = ", ".join(ARCHITECTURES)

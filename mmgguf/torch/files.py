@@ -26,7 +26,7 @@ _STAGING_SIZE: Final = 32 << 20
 
 
 class Tensors(TensorMapping[torch.Tensor]):
-    """The tensors of an open file as torch tensors, made when they are asked for.
+    """The tensors of an open file as torch tensors, each made on access.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def load_file(
     progress: Progress | None = None,
     device: torch.device | str | int = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a file.
+    """Load all tensors of a file, or some, as torch tensors.
 
     Parameters
     ----------

@@ -135,7 +135,7 @@ def _apply_rope_factors(model: nn.Module, f: GGUFFile) -> None:
 
 
 def _set_generation(model: Any, f: GGUFFile) -> None:
-    """Stop where the file says that a turn ends, too."""
+    """Add the file's end-of-turn tokens to those at which generation stops."""
     ends = [f.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot")]
     known = list(dict.fromkeys(end for end in ends if end is not None))
     if len(known) > 1:

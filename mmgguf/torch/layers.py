@@ -1,4 +1,4 @@
-"""Layers whose weights stay packed: numbers exist for the time of a forward pass, a bounded tile at a time."""
+"""Layers whose weights stay packed: a forward pass dequantizes one bounded tile after another."""
 
 from __future__ import annotations
 

@@ -309,7 +309,7 @@ def _check_state(
     strict: bool,
     assign: bool,
 ) -> Any:
-    """Hold names and shapes against a module's, and report as torch does."""
+    """Check names and shapes against a module's, and report differences as torch does."""
     on_meta = [key for key in shapes if key in targets and targets[key].is_meta]
     if on_meta and not assign:
         raise ValueError(f"{on_meta[0]} is on the device 'meta', which has no memory to fill: pass assign=True")

@@ -1,4 +1,4 @@
-"""Where the numbers of a module's parameter are in a file, and what was done to them on the way there."""
+"""Where a module's parameter is in a file, and how its numbers were changed for it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Plan = dict[str, tuple[Origin, ...]]
 
 
 def shape_of(tensors: Mapping[str, Tensor], origins: tuple[Origin, ...]) -> tuple[int, ...]:
-    """The shape of what the origins give together."""
+    """The shape of the parameter that some origins make together."""
     shapes = [origin.shape or tensors[origin.name].shape for origin in origins]
     if len(shapes) == 1:
         return shapes[0]
@@ -58,7 +58,7 @@ def shape_of(tensors: Mapping[str, Tensor], origins: tuple[Origin, ...]) -> tupl
 def numbers_of(
     tensors: Mapping[str, Tensor], origins: tuple[Origin, ...], dtype: np.dtype[Any] | None
 ) -> npt.NDArray[Any]:
-    """What the origins give together, as numbers of that dtype in new memory."""
+    """The parameter that some origins make together, as numbers of that dtype in new memory."""
     parts = [_numbers(tensors[origin.name], origin, dtype) for origin in origins]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-2)
 

@@ -17,7 +17,7 @@ __all__ = ["NUMPY", "TABLES", "Array", "Operations", "dequantize", "table"]
 
 
 def dequantize(ops: Operations, raw: Array, type_: GGMLType, dtype: object) -> Array:
-    """Bytes of whole blocks → numbers: uint8 (..., n * type_size) → `dtype` (..., n * block_size).
+    """Dequantize bytes of whole blocks: uint8 (..., n * type_size) to `dtype` (..., n * block_size).
 
     `dtype` is one of the library's; the numbers are computed in float32 and then converted.  The last axis has to be a
     whole number of blocks; that is checked by the caller, who knows how to say so.

@@ -55,7 +55,7 @@ _STAMP: Final = _stamp()
 
 
 class _Cache(FunctionCache):
-    """numba's disk cache, also keyed by what a kernel includes, and never the reason of a failure."""
+    """numba's disk cache, keyed also by the code that a kernel includes; its errors are ignored."""
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         return super()._index_key(sig, codegen), _STAMP

@@ -1,4 +1,4 @@
-"""One compiled kernel per type, each written as its layout reads.
+"""One compiled kernel per type, each in the order of its block's fields.
 
 A kernel is called with the address of the first stored block, the output and the number of blocks; ``at`` walks
 over the blocks.  Where a result is a product of more than two factors, or a product and a sum, the order is

@@ -1,4 +1,4 @@
-"""The numpy kernels by type: one pure function each, and how much it likes to be given at a time."""
+"""The numpy kernels by type: one pure function each, and the number of elements that suits it best per call."""
 
 from __future__ import annotations
 
