@@ -22,7 +22,7 @@ def write(
     byte_order: ByteOrder = "little",
     storage_options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a GGUF file of version 3, in one step: the path holds the old file or the whole new one.
+    """Write a GGUF file of version 3 atomically: the path holds the old file or the complete new one.
 
     Memory does not grow with the tensors: data is written in chunks of at most 8 MiB, also where it is not
     contiguous or has the other byte order, and functions are called one at a time.

@@ -1,4 +1,4 @@
-"""Metadata and tensors → a GGUF file.
+"""Write metadata and tensors as a GGUF file.
 
 Everything that can be wrong with the arguments is found before a file is made: `write` first plans (types, shapes,
 offsets, the bytes of the header), then streams to a temporary file that takes the target's name (`mmgguf.format.target`
@@ -44,7 +44,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class StoredTensor(Protocol):
-    """What `write` needs of a tensor of an opened file."""
+    """The part of the interface of `Tensor` that `write` uses."""
 
     @property
     def type(self) -> int: ...
@@ -117,7 +117,7 @@ def write(
     byte_order: ByteOrder = "little",
     target: AbstractContextManager[BinaryIO] | None = None,
 ) -> None:
-    """`mmgguf.write`; to `target` in place of a file at the path, which is a name then.
+    """Write a file as `mmgguf.write` does; with `target`, to that instead of the path, which is then only a name.
 
     Nothing is opened before all arguments are known to be good.
     """
@@ -150,7 +150,7 @@ def _check_alignment(alignment: int) -> int:
 
 
 def _plan_metadata(metadata: Mapping[str, Any], alignment: int | None) -> tuple[dict[bytes, TypedValue], int]:
-    """The pairs as they will be written, and the alignment: the argument, else what they say, else the default."""
+    """The pairs to write, and the alignment: the argument, else what the pairs say, else the default."""
     # The metadata of an opened file knows its stored types better than its values do.
     typed = getattr(metadata, "typed", None)
     pairs: dict[bytes, TypedValue] = {}
@@ -174,7 +174,7 @@ def _plan_metadata(metadata: Mapping[str, Any], alignment: int | None) -> tuple[
 
 
 def _check_split(pairs: Mapping[bytes, TypedValue], path: str | os.PathLike[str]) -> None:
-    """Refuse the metadata of a shard in a file that is not named like it: nobody could open that."""
+    """Refuse a shard's metadata in a file without a shard's name, which could not be opened."""
     stated = pairs.get(b"split.count")
     if stated is None:
         return
@@ -235,7 +235,7 @@ def _plan_tensor(name: str, raw: bytes, value: Any) -> _Plan:
 
 
 def _as_array(value: Any, name: str) -> Array:
-    """What `numpy.asarray` makes of a value; of a torch tensor also where that knows no way."""
+    """Convert a value with `numpy.asarray`, and torch tensors also where numpy cannot."""
     torch = sys.modules.get("torch")  # whoever has a tensor has imported it
     try:
         if torch is None or not isinstance(value, torch.Tensor):
@@ -331,7 +331,7 @@ def _checked(plan: _Plan) -> _Plan:
 
 
 def _fit(array: Array, plan: _Plan) -> None:
-    """Hold the array's shape against the plan's: equal up to the blocks, or flat."""
+    """Check the array's shape against the planned one: equal except for the blocks, or flat."""
     expected = plan.shape
     if expected:
         expected = (*expected[:-1], expected[-1] // plan.layout.block_size)
