@@ -24,6 +24,10 @@ _NARROWEST: Final = 36
 class Command(TyperCommand):
     """A subcommand with such a help text."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
+        return ["[OPTIONS]", *map(_argument, arguments)]
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(_help(self, ctx, []))
 
@@ -57,14 +61,12 @@ def _help(command: Any, ctx: Any, commands: list[tuple[str, str]]) -> str:
     console = terminal()
     width = min(console.width, _WIDEST)
     bold, cyan = style(console, "bold"), style(console, "cyan")
-    parameters = command.get_params(ctx)
-    arguments = [_argument(one) for one in parameters if one.param_type_name == "argument"]
-    pieces = [ctx.command_path, "[OPTIONS]", *arguments, *(["COMMAND [ARGS]..."] if commands else [])]
-    usage = textwrap.fill(" ".join(pieces), width - 7, **_WHOLE)
+    pieces = " ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])
+    usage = textwrap.fill(pieces, width - 7, **_WHOLE)
     lines = [f"{bold[0]}Usage:{bold[1]} " + usage.replace("\n", "\n       ")]
     lines += ["\n" + textwrap.fill(paragraph, width, **_WHOLE) for paragraph in _paragraphs(command.help)]
     records: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": [], "Commands": commands}
-    for parameter in parameters:
+    for parameter in command.get_params(ctx):
         if (record := parameter.get_help_record(ctx)) is None:
             continue
         if parameter.param_type_name == "argument":

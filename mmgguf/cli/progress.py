@@ -50,8 +50,10 @@ def progress_bar(what: str, *, wanted: bool = True, dequantizes: bool = False) -
         """Bytes done, bytes in all and bytes per second, in the same units."""
 
         def render(self, task: Task) -> Text:
+            if task.total is None:  # nothing has begun yet
+                return Text()
             speed = None if narrow else task.finished_speed or task.speed
-            done, total = human_size(int(task.completed)), human_size(int(task.total or 0))
+            done, total = human_size(int(task.completed)), human_size(int(task.total))
             return Text(f"{done} of {total}" + (f", {human_size(int(speed))}/s" if speed else ""), no_wrap=True)
 
     columns = (
