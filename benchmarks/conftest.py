@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import mmgguf
-from mmgguf.bench import measure, models, peers
+from mmgguf.bench import measure, peers
+from mmgguf.bench.models import TOKENS, llama
 
-from . import machine
+from . import machine, models
 
 #: Part of the names of generated files: a change of the generators must not meet files of the old ones.
 GENERATION = 2
@@ -37,7 +38,7 @@ class Sizes:
     hole: int
 
 
-FULL = Sizes("full", models.TOKENS, models.MERGES, 0.5, 64_128, 4096, 1000, (4096, 4096), 40 << 30)
+FULL = Sizes("full", TOKENS, models.MERGES, 0.5, 64_128, 4096, 1000, (4096, 4096), 40 << 30)
 SMALL = Sizes("small", 2_000, 4_000, 1 / 16, 1_024, 128, 100, (64, 1024), 40 << 30)
 
 
@@ -120,7 +121,7 @@ class Files:
         if label == "llama":
             need = int(5e9 * sizes.scale**2)
             return self.get(
-                "llama.gguf", lambda path: models.llama(path, sizes.scale, sizes.vocabulary_rows, sizes.words), need
+                "llama.gguf", lambda path: llama(path, sizes.scale, sizes.vocabulary_rows, sizes.words), need
             )
         if label == "many":
             return self.get("many.gguf", lambda path: models.many_tensors(path, sizes.tensors))

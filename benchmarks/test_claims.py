@@ -19,16 +19,17 @@ import mmgguf
 from mmgguf import GGMLType
 from mmgguf.bench import measure
 from mmgguf.bench.fields import read_fields
-from mmgguf.bench.measure import Contestant, CountingFile, compare
+from mmgguf.bench.measure import Contestant, compare
 from mmgguf.bench.models import random_blocks
 from mmgguf.bench.peers import PEERS, Unavailable
-from mmgguf.bench.process import Child, fresh_seconds
 from mmgguf.bench.ways import WAYS, byte_sum, page_sum
 from mmgguf.dequant import dequantize
 from mmgguf.dequant.threads import spread
 from mmgguf.format.parser import parse_header
 
 from .conftest import Files, Model, Sizes
+from .counting import CountingFile
+from .process import Child, fresh_seconds, memory_usage
 from .test_dequantize import CONTESTANTS, TYPES
 from .test_memory import sparse_file
 from .test_scaling import scaled_file
@@ -312,7 +313,7 @@ def test_cold(claim: Claim, large_model: Model, why_not_cold: str | None) -> Non
 
 def test_huge_file(claim: Claim, files: Files) -> None:
     try:
-        measure.memory_usage()
+        memory_usage()
     except OSError as error:
         pytest.skip(f"no /proc/self/smaps_rollup: {error.strerror}")
     path = sparse_file(files)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mmgguf
 from mmgguf.bench.fields import read_fields
-from mmgguf.bench.measure import CountingFile
 from mmgguf.format.parser import parse_header
 
 from .conftest import Model, Timed
+from .counting import CountingFile
 
 KIB = 1024
 
@@ -86,3 +88,16 @@ def test_header(benchmark: Any, timed: Timed, model: Model, way: str) -> None:
 
     assert timed(run) == expected
     benchmark.extra_info.update(way=way, system_calls=sum(calls.values()), header_bytes=nbytes, **calls)
+
+
+def test_system_calls_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    with CountingFile(path) as file:
+        assert file.read(10) == bytes(10)
+        assert file.readinto(bytearray(20)) == 20
+        assert file.seek(-5, os.SEEK_END) == 95
+        assert file.tell() == 95
+        with pytest.raises(ValueError, match="without a size"):
+            file.read()
+        assert (file.calls, file.total) == ({"read": 2, "lseek": 2}, 4)

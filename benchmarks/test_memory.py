@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 import mmgguf
-from mmgguf.bench import models
-from mmgguf.bench.measure import memory_usage
-from mmgguf.bench.process import Child
 
+from . import models
 from .conftest import Files, Model
+from .process import Child, memory_usage
 
 STORAGES = ["mmap", "read"]
 KINDS = ("anonymous", "file", "share", "file_share")

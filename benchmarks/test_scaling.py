@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import mmgguf
-from mmgguf.bench import models
 
+from . import models
 from .conftest import Files, Timed
 
 

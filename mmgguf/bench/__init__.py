@@ -1,7 +1,7 @@
 """The measurements behind ``mmgguf bench`` and the suite in ``benchmarks/``.
 
-* `measure`: interleaved timing, system calls, the page cache, a process's memory
-* `models`: generated files with the proportions of real ones
+* `measure`: interleaved timing, the page cache
+* `models`: generated files with the proportions of real ones, and that of `mmgguf demo`
 * `fields`: a parser that reads field by field, which is what most readers do
 * `peers`: other libraries that open such files, where they are installed
 * `quick`: the few comparisons that ``mmgguf bench`` prints

@@ -15,12 +15,10 @@ from typing import Any
 
 __all__ = [
     "Contestant",
-    "CountingFile",
     "Timing",
     "compare",
     "evict",
     "is_cached",
-    "memory_usage",
     "warm_up",
     "why_not_cold",
 ]
@@ -116,43 +114,6 @@ def compare(
     }
 
 
-class CountingFile(io.FileIO):
-    """An unbuffered file that counts the system calls it makes.
-
-    Attributes
-    ----------
-    calls : dict of str to int
-        ``"read"`` and ``"lseek"``.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path, "r")
-        self.calls = {"read": 0, "lseek": 0}
-
-    @property
-    def total(self) -> int:
-        """All calls together."""
-        return sum(self.calls.values())
-
-    def readinto(self, buffer: Any) -> int:
-        self.calls["read"] += 1
-        return super().readinto(buffer)
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or size < 0:
-            raise ValueError("a read without a size makes any number of calls")
-        self.calls["read"] += 1
-        return super().read(size)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.calls["lseek"] += 1
-        return super().seek(offset, whence)
-
-    def tell(self) -> int:
-        self.calls["lseek"] += 1
-        return super().tell()
-
-
 # ---------------------------------------------------------------- the page cache
 
 
@@ -234,37 +195,3 @@ def why_not_cold(path: str | os.PathLike[str]) -> str | None:
     finally:
         warm_up(path)
     return None
-
-
-# ---------------------------------------------------------------- memory
-
-_SMAPS = "/proc/self/smaps_rollup"
-
-
-def memory_usage() -> dict[str, int]:
-    """What this process has in memory, in bytes, from ``/proc/self/smaps_rollup``.
-
-    Returns
-    -------
-    dict of str to int
-        ``anonymous``: memory of its own.  ``file``: pages of files, shared through the page cache.  ``share``: its
-        share of all these, a page that n processes have counting 1/n (PSS).  ``file_share``: the same of the pages of
-        files alone.
-
-    Raises
-    ------
-    OSError
-        The system has no such file.
-    """
-    fields: dict[str, int] = {}
-    with open(_SMAPS, encoding="ascii") as file:
-        for line in file:
-            name, _, rest = line.partition(":")
-            if rest.endswith("kB\n"):
-                fields[name] = int(rest.split()[0]) * 1024
-    return {
-        "anonymous": fields["Anonymous"],
-        "file": fields["Rss"] - fields["Anonymous"],
-        "share": fields["Pss"],
-        "file_share": fields.get("Pss_File", fields["Pss"] - fields.get("Pss_Anon", 0)),
-    }

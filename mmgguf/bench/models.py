@@ -1,14 +1,11 @@
 """Generated files with the proportions of real models, from a fixed seed.
 
-`vocabulary`: a header as large as Llama 3's, with as many tokens and merges, as long as the real ones.
-`llama`: 291 tensors in the shapes of Llama-3-8B, scaled.  `many_tensors`: a thousand small ones.
+`llama`: 291 tensors in the shapes of Llama-3-8B, scaled.  `every_type`: a tensor of each ggml type.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -17,24 +14,20 @@ import numpy.typing as npt
 
 from ..format.constants import QUANTIZATION_VERSION
 from ..format.writer import TypedTensor, write
-from ..types import LAYOUTS, GGMLType, align
+from ..types import LAYOUTS, GGMLType
 
 __all__ = [
     "LLAMA_TENSORS",
-    "MERGES",
     "TOKENS",
+    "architecture",
     "every_type",
     "llama",
-    "long_strings",
-    "many_tensors",
     "random_blocks",
-    "sparse",
-    "vocabulary",
+    "tokenizer",
 ]
 
 #: Of the Llama 3 vocabulary.
 TOKENS: Final = 128_256
-MERGES: Final = 280_147
 LLAMA_TENSORS: Final = 291
 
 # How many strings of the Llama 3 vocabulary have 1, 2, 3, … bytes; then (bytes, count) for the long ones, binned.
@@ -72,12 +65,8 @@ def _strings(rng: np.random.Generator, lengths: npt.NDArray[np.int64], pair: boo
     return strings
 
 
-def vocabulary(path: str | os.PathLike[str], tokens: int = TOKENS, merges: int = MERGES) -> None:
-    """Write a file of metadata alone, like llama.cpp's ``ggml-vocab-*.gguf``."""
-    write(path, {**_architecture("vocabulary"), **_tokenizer(tokens, merges)}, {})
-
-
-def _architecture(name: str) -> dict[str, Any]:
+def architecture(name: str) -> dict[str, Any]:
+    """Metadata of a small model of that name."""
     return {
         "general.architecture": "llama",
         "general.name": name,
@@ -87,7 +76,8 @@ def _architecture(name: str) -> dict[str, Any]:
     }
 
 
-def _tokenizer(tokens: int, merges: int) -> dict[str, Any]:
+def tokenizer(tokens: int, merges: int) -> dict[str, Any]:
+    """A vocabulary of so many tokens and merges, as long as Llama 3's."""
     rng = np.random.default_rng(8)
     metadata = {
         "tokenizer.ggml.model": "gpt2",
@@ -183,34 +173,4 @@ def llama(
         add(f"blk.{n}.attn_v.weight", finer, kv, width)
     add("output.weight", q6, rows, width)
     add("output_norm.weight", f32, width)
-    write(path, {**_architecture("llama, scaled"), **_tokenizer(tokens, 2 * tokens)}, tensors)
-
-
-def many_tensors(path: str | os.PathLike[str], count: int = 1000) -> None:
-    """Write so many tensors of 4 × 64 float32 values: a file whose header is what matters."""
-    values = np.arange(256, dtype=np.float32).reshape(4, 64)
-
-    def make(n: int) -> Callable[[], npt.NDArray[np.float32]]:
-        return lambda: values + np.float32(n)
-
-    tensors = {
-        f"blk.{n // 9}.part_{n % 9}.weight": TypedTensor(make(n), GGMLType.F32, values.shape) for n in range(count)
-    }
-    write(path, _architecture("many tensors"), tensors)
-
-
-def sparse(path: str | os.PathLike[str], nbytes: int) -> None:
-    """Write a file with one tensor of so many I8 elements that takes no room on the disk: its data is a hole."""
-    name = b"hole.weight"
-    header = struct.pack("<4sIQQ", b"GGUF", 3, 1, 0)
-    header += struct.pack(f"<Q{len(name)}sIQIQ", len(name), name, 1, nbytes, GGMLType.I8, 0)
-    with open(path, "wb") as file:
-        file.write(header)
-        file.truncate(align(len(header), 32) + nbytes)
-
-
-def long_strings(path: str | os.PathLike[str], count: int) -> None:
-    """Write a vocabulary of what is rare in real ones: strings of 256 bytes and more, empty ones, ones with NULs."""
-    kinds = ("x" * 300, "", "a\0b", "y" * 256)
-    metadata = _architecture("long strings") | {"tokenizer.ggml.tokens": [kinds[n % 4] for n in range(count)]}
-    write(path, metadata, {})
+    write(path, {**architecture("llama, scaled"), **tokenizer(tokens, 2 * tokens)}, tensors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -47,19 +46,6 @@ def test_contestants_take_turns() -> None:
 def test_slow_contestants_run_once() -> None:
     times = measure.compare({"slow": measure.Contestant(lambda: None)}, seconds=-1.0)
     assert times["slow"].rounds == 1
-
-
-def test_system_calls_are_counted(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(100))
-    with measure.CountingFile(path) as file:
-        assert file.read(10) == bytes(10)
-        assert file.readinto(bytearray(20)) == 20
-        assert file.seek(-5, os.SEEK_END) == 95
-        assert file.tell() == 95
-        with pytest.raises(ValueError, match="without a size"):
-            file.read()
-        assert (file.calls, file.total) == ({"read": 2, "lseek": 2}, 4)
 
 
 def test_cache_is_cold_after_evicting(tmp_path: Path) -> None:
@@ -116,14 +102,6 @@ def test_random_blocks_are_ordinary_numbers(type_: GGMLType) -> None:
     values = dequantize(models.random_blocks(type_, (4, 256)), type_, backend="numpy")
     assert np.isfinite(values).all()
     assert 1e-6 < np.abs(values).max() < 1e6
-
-
-def test_sparse_file(tmp_path: Path) -> None:
-    path = tmp_path / "sparse.gguf"
-    models.sparse(path, 1 << 30)
-    assert path.stat().st_size > 1 << 30
-    with mmgguf.open(path) as file:
-        assert file["hole.weight"].data.shape == (1 << 30,)
 
 
 def test_measure_all(model: str) -> None:

@@ -1,6 +1,6 @@
 """Measure memory, and the time of first uses, in fresh processes.
 
-Run as ``python -m mmgguf.bench.process``, it does what the lines on its standard input say and answers each with a line
+Run as ``python -m benchmarks.process``, it does what the lines on its standard input say and answers each with a line
 of JSON: see `Child`.
 """
 
@@ -16,17 +16,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import mmgguf
+from mmgguf.bench.ways import page_sum
 
-from .measure import memory_usage
-from .ways import page_sum
-
-__all__ = ["Child", "fresh_seconds"]
+__all__ = ["Child", "fresh_seconds", "memory_usage"]
 
 
 def _environment() -> dict[str, str]:
-    """This one's, with the mmgguf that is imported here."""
-    folder = str(Path(mmgguf.__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    """This one's, with the mmgguf that is imported here, and with this package."""
+    folders = [str(Path(file).parents[1]) for file in (mmgguf.__file__, __file__)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 class Child:
@@ -37,7 +35,7 @@ class Child:
     """
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "mmgguf.bench.process"]
+        command = [sys.executable, "-m", "benchmarks.process"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
         )
@@ -89,6 +87,38 @@ def fresh_seconds(statement: str, cache: str | os.PathLike[str], setup: str = ""
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout)
+
+
+_SMAPS = "/proc/self/smaps_rollup"
+
+
+def memory_usage() -> dict[str, int]:
+    """What this process has in memory, in bytes, from ``/proc/self/smaps_rollup``.
+
+    Returns
+    -------
+    dict of str to int
+        ``anonymous``: memory of its own.  ``file``: pages of files, shared through the page cache.  ``share``: its
+        share of all these, a page that n processes have counting 1/n (PSS).  ``file_share``: the same of the pages of
+        files alone.
+
+    Raises
+    ------
+    OSError
+        The system has no such file.
+    """
+    fields: dict[str, int] = {}
+    with open(_SMAPS, encoding="ascii") as file:
+        for line in file:
+            name, _, rest = line.partition(":")
+            if rest.endswith("kB\n"):
+                fields[name] = int(rest.split()[0]) * 1024
+    return {
+        "anonymous": fields["Anonymous"],
+        "file": fields["Rss"] - fields["Anonymous"],
+        "share": fields["Pss"],
+        "file_share": fields.get("Pss_File", fields["Pss"] - fields.get("Pss_Anon", 0)),
+    }
 
 
 def _serve() -> None:
