@@ -94,5 +94,5 @@ def _definitions(rows: list[tuple[str, str]], width: int, colour: tuple[str, str
         if beside:
             lines.append(f"  {colour[0]}{term}{colour[1]}{filled[2 + cell_len(term) :]}")
         else:
-            lines += [f"  {colour[0]}{term}{colour[1]}", filled]
+            lines += [f"  {colour[0]}{part}{colour[1]}" for part in textwrap.wrap(term, width - 2, **_WHOLE)] + [filled]
     return lines

@@ -362,6 +362,18 @@ def errors_as_one_line(status: int = 1) -> Iterator[None]:
         raise _failure(f"the output cannot be written: {error.strerror}", UNUSABLE) from None
     except (GGUFError, ImportError) as error:  # a MissingExtraError, or a package that does not load
         raise _failure(str(error), status) from None
+    except ValueError as error:
+        if not _is_about_a_source(error):
+            raise
+        raise _failure(str(error), status) from None
+
+
+def _is_about_a_source(error: ValueError) -> bool:
+    """Whether the error says that a URL or another name of a file, which somebody has typed, is none."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    return where is not None and str(where.tb_frame.f_globals.get("__name__")).startswith("mmgguf.storage.")
 
 
 def _failure(message: str, status: int) -> typer.Exit:
