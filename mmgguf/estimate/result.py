@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
+from ..errors import human_size, shown
 from .architectures import Architecture
 from .cache import CELL_STEP, Cells, Options, keys_and_values, states
 from .compute import compute_buffer
@@ -87,7 +88,7 @@ class Model:
     trained_context: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """The memory that a model needs to run in llama.cpp; sizes in bytes, None where not known.
 
@@ -157,6 +158,17 @@ class Estimate:
             values["compute"] = compute_buffer(model.widths, known, options, cells, model.vocabulary or 0)
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        parts = [f"weights {human_size(self.weights)}"]
+        for name, text in (("kv_cache", "KV cache"), ("recurrent_state", "state"), ("output", "output")):
+            nbytes = getattr(self, name)
+            if nbytes != 0:
+                parts.append(f"{text} {'?' if nbytes is None else human_size(nbytes)}")
+        parts.append(f"compute {'?' if self.compute is None else f'~{human_size(self.compute)}'}")
+        total = "?" if self.total is None else f"~{human_size(self.total)}"
+        name = shown(self.architecture or "no architecture")
+        return f"<Estimate of {name} with a context of {self.context:,}: {', '.join(parts)}; {total} in all>"
 
     def _warned(self) -> tuple[str, ...]:
         model, context, found = self.model, self.options.context, []

@@ -239,8 +239,9 @@ def test_sources(tmp_path: Path) -> None:
     by_path = estimate(path)
     with mmgguf.open(path) as f, open(path, "rb") as raw:
         by_file, by_header = estimate(f), mmgguf.estimate(mmgguf.read_header(io.BytesIO(raw.read())))
+    by_bytes, by_object = estimate(path.read_bytes()), estimate(io.BytesIO(path.read_bytes()))
     # What follows needs the file no more.
-    for found in (by_path, by_file, by_header):
+    for found in (by_path, by_file, by_header, by_bytes, by_object):
         assert (found.total, found.compute) == (by_path.total, by_path.compute)
         assert found.replace(context=512).kv_cache == by_path.replace(context=512).kv_cache
         assert found.context == found.trained_context == 4096
@@ -248,6 +249,31 @@ def test_sources(tmp_path: Path) -> None:
         assert found.total == sum(
             part or 0 for part in (found.weights, found.kv_cache, found.recurrent_state, found.output, found.compute)
         )
+
+
+def test_of_a_remote_file_only_the_header_is_read(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+    from ..support.server import Server, files
+
+    path = tmp_path / "model.gguf"
+    tensors = {"token_embd.weight": np.zeros((1 << 20, 32), np.float32)}
+    mmgguf.write(path, tiny.metadata_of("llama"), tensors)
+    with Server(files({"/model.gguf": path.read_bytes()})) as server:
+        found = estimate(f"{server.url}/model.gguf", context=4096)
+        assert server.sent < 8 << 20
+    assert (found.weights, found.kv_cache) == (128 << 20, 4096 * KIB)
+
+
+def test_repr(tmp_path: Path) -> None:
+    assert repr(of("llama", tmp_path)) == (
+        "<Estimate of llama with a context of 4,096: weights 2.4 MiB, KV cache 4.0 MiB, output 1.2 KiB, "
+        "compute ~6.8 MiB; ~13.2 MiB in all>"
+    )
+    assert "state 76.0 KiB" in repr(of("mamba", tmp_path))
+    unknown = of("llama", tmp_path, {"!general.architecture": "x\x1b[2J"})
+    assert repr(unknown).endswith("KV cache ?, state ?, output ?, compute ?; ? in all>")
+    assert repr(unknown).isprintable()
 
 
 def test_importing_it_imports_nothing_else() -> None:

@@ -75,7 +75,7 @@ def load(
     command = [sys.executable, "-P", __file__]
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     # What is printed goes through a thread; where a process without buffers ends early, the last lines may be lost.
-    for _ in range(1 if allocate else 5):
+    for _ in range(1 if allocate else 20):
         done = subprocess.run(
             command,
             input=json.dumps(question),

@@ -131,6 +131,7 @@ def file(f: GGUFFile, dequantize: bool = True) -> None:
 
 def estimate(found: Estimate) -> None:
     """Every part, and a placement on two devices."""
+    bounded(repr(found))
     bounded(str(sorted(found.exact)))
     for part in ("weights", "kv_cache", "recurrent_state", "output", "compute", "cells", "total"):
         value = getattr(found, part)
