@@ -187,7 +187,7 @@ def _print_placed(rows: Sequence[_Row]) -> None:
             if is_terminal():
                 free = "–" if one.free is None else _signed(one.free)
                 texts = (*map(human_size, sizes), free)
-                lines.append((row.name, f"{row.found.context:,}", where, len(one.layers), *texts))
+                lines.append((row.name, where, f"{row.found.context:,}", len(one.layers), *texts))
             else:
                 lines.append(
                     (row.file, row.found.context, where, len(one.layers), *sizes, "" if one.free is None else one.free)
@@ -195,10 +195,10 @@ def _print_placed(rows: Sequence[_Row]) -> None:
     if not is_terminal():
         print_lines(lines)
         return
-    columns = ["file", "context", "where", "layers", "weights", "cache", "compute", "total", "free"]
+    columns = ["file", "where", "context", "layers", "weights", "cache", "compute", "total", "free"]
     flexible = "file"
     if len({row.file for row, _ in placed}) == 1:
-        columns, lines, flexible = columns[1:], [line[1:] for line in lines], "context"
+        columns, lines, flexible = columns[1:], [line[1:] for line in lines], "where"
     print_table(
         columns,
         lines,
