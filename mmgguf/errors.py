@@ -26,6 +26,9 @@ permission) stays the ordinary `OSError`.
 
 from __future__ import annotations
 
+import heapq
+import itertools
+from collections.abc import Collection
 from typing import Any, Final
 
 __all__ = [
@@ -47,10 +50,13 @@ __all__ = [
     "VersionError",
     "human_size",
     "shown",
+    "similar_names",
 ]
 
 #: Characters of a name or value that a message shows.
 _SHOWN_LENGTH: Final = 100
+#: Names that a misspelt one is compared with: some milliseconds.
+_MOST_COMPARED: Final = 500
 
 
 def shown(text: object, quoted: bool = False) -> str:
@@ -122,11 +128,58 @@ class MetadataValueError(GGUFError, ValueError):
 
 
 class NameNotFoundError(GGUFError, KeyError):
-    """No tensor or metadata key of that name."""
+    """No tensor or metadata key of that name; the message has those that are spelt much alike.
+
+    Parameters
+    ----------
+    message : str
+        Where, and what is not there.
+    name : str, optional
+        The name that was asked for.
+    known : Collection of str, optional
+        The names that are there.  They are looked at when the message is shown: most of these errors are caught, by
+        `Mapping.get` for one.
+    """
+
+    def __init__(self, message: str = "", name: object = None, known: Collection[str] = ()) -> None:
+        super().__init__(message)
+        self._name, self._known = name, known
 
     def __str__(self) -> str:
         # KeyError shows the repr of its argument, which would put the whole sentence in quotes.
-        return str(self.args[0]) if self.args else ""
+        message = str(self.args[0]) if self.args else ""
+        similar = similar_names(self._name, self._known) if isinstance(self._name, str) else []
+        if not similar:
+            return message
+        return f"{message}; did you mean {' or '.join(shown(name, quoted=True) for name in similar)}?"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self),)  # without the names
+
+
+def similar_names(name: str, known: Collection[str]) -> list[str]:
+    """At most three of the known names that are spelt much like `name`, the most alike first.
+
+    In bounded time for names from hostile files: long names, and those beyond the first twenty thousand, are left out;
+    and of many, those that begin and end as `name` does are compared.
+    """
+    if len(name) > _SHOWN_LENGTH:
+        return []
+    candidates = [other for other in itertools.islice(known, 20_000) if len(other) <= _SHOWN_LENGTH]
+    if len(candidates) > _MOST_COMPARED:
+        backwards = name[::-1]
+        candidates = heapq.nlargest(
+            _MOST_COMPARED,
+            candidates,
+            lambda other: _common_length(name, other) + _common_length(backwards, other[::-1]),
+        )
+    import difflib
+
+    return difflib.get_close_matches(name, candidates)
+
+
+def _common_length(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class FileChangedError(GGUFError, RuntimeError):

@@ -52,6 +52,8 @@ class GGUFFile(Mapping[str, Tensor]):
         The files.
     metadata : Metadata
         The key-value pairs (of the first shard).
+    byte_order : {"little", "big"}
+        Of the header and of the data.
     """
 
     def __init__(self, shards: list[Shard], access: Access = "normal", lock: bool = False) -> None:
@@ -59,6 +61,8 @@ class GGUFFile(Mapping[str, Tensor]):
         self._access: Access = access
         self._lock = lock
         self.metadata: Metadata = shards[0].header.metadata
+        # No property: jedi, which completes in notebooks, fails on one that returns a Literal.
+        self.byte_order: ByteOrder = shards[0].header.byte_order
         # Which shard has a tensor.  Its info comes from there, and is made when it is asked for.
         self._where: dict[str, Shard] = {}
         for shard in shards:
@@ -72,7 +76,8 @@ class GGUFFile(Mapping[str, Tensor]):
             shard = self._where[name]
         except KeyError:
             self._require_open()
-            raise NameNotFoundError(f"{self.path}: no tensor {shown(name, quoted=True)}") from None
+            message = f"{self.path}: no tensor {shown(name, quoted=True)}"
+            raise NameNotFoundError(message, name, self._where) from None
         if self._closed:
             self._require_open()
         header = shard.header
@@ -89,6 +94,10 @@ class GGUFFile(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         self._require_open()
         return name in self._where
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """What TAB offers in ``f["``."""
+        return list(self)
 
     def __eq__(self, other: object) -> bool:
         # A Mapping compares its items, and tensors have no cheap comparison.
@@ -108,11 +117,6 @@ class GGUFFile(Mapping[str, Tensor]):
     def version(self) -> int:
         """GGUF version: 1, 2 or 3."""
         return self.shards[0].header.version
-
-    @property
-    def byte_order(self) -> ByteOrder:
-        """``"little"`` or ``"big"``."""
-        return self.shards[0].header.byte_order
 
     @property
     def alignment(self) -> int:
@@ -135,11 +139,9 @@ class GGUFFile(Mapping[str, Tensor]):
         return self.metadata.section(f"{self.architecture}.")
 
     @property
-    def file_type(self) -> FileType | int | None:
-        """``general.file_type``; a plain int if unknown, None if missing."""
-        number = self.metadata.get_int("general.file_type", None)
-        if number is None:
-            return None
+    def file_type(self) -> FileType | int:
+        """``general.file_type``, a plain int if unknown; raises as `architecture`."""
+        number = self.metadata.get_int("general.file_type")
         try:
             return FileType(number)
         except ValueError:

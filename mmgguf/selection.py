@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .errors import NameNotFoundError
+from .errors import NameNotFoundError, shown
 from .tensor import Tensor
 
 __all__ = ["Names", "Progress", "match", "select", "walk"]
@@ -42,7 +42,7 @@ def match(known: Mapping[str, Any], names: Names, where: str) -> list[str]:
             continue
         fitting = [key for key in known if fnmatchcase(key, name)] if any(c in name for c in "*?[") else []
         if not fitting:
-            raise NameNotFoundError(f"{where}: no tensor {name!r:.100}")
+            raise NameNotFoundError(f"{where}: no tensor {shown(name, quoted=True)}", name, list(known))
         chosen.update(fitting)
     return [key for key in known if key in chosen]
 

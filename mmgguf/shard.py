@@ -83,7 +83,7 @@ def parse_storage(file: Storage) -> Shard:
         file.close()
         raise
     file.header_nbytes = header.nbytes
-    header.metadata.bind(file)
+    header.metadata.bind(file, file.path)
     return Shard(file.path, header, file)
 
 

@@ -17,7 +17,7 @@ from .dequant import DTYPES, dequantize
 from .errors import human_size, shown
 from .format.header import TensorInfo
 from .storage.base import Reference, Storage, open_same
-from .types import ByteOrder, GGMLType, Layout, stored_form
+from .types import ByteOrder, GGMLType, Layout, UnknownType, stored_form
 
 __all__ = ["Tensor"]
 
@@ -62,8 +62,8 @@ class Tensor(Arithmetic):
         return self.info.name
 
     @property
-    def type(self) -> GGMLType | int:
-        """The ggml type; a plain int if unknown."""
+    def type(self) -> GGMLType | UnknownType:
+        """The ggml type; a number with a name if unknown."""
         return self.info.type
 
     @property

@@ -25,6 +25,7 @@ __all__ = [
     "FileType",
     "GGMLType",
     "Layout",
+    "UnknownType",
     "ValueType",
     "align",
     "byte_order_character",
@@ -35,7 +36,22 @@ __all__ = [
 ByteOrder = Literal["little", "big"]
 
 
-class ValueType(IntEnum):
+class _Named(IntEnum):
+    """An enum whose members are the numbers of the format, and shown by their names."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        """The name, aligned as `spec` says; the number where that asks for one, as ``d`` and ``x`` do."""
+        return format(int(self) if spec[-1:] in _NUMERIC else self.name, spec)
+
+
+#: The presentation types of numbers; not "", which is the empty slice.
+_NUMERIC: Final = tuple("bcdeEfFgGnoxX%")
+
+
+class ValueType(_Named):
     """The type of a metadata value (``gguf_type``)."""
 
     UINT8 = 0
@@ -53,8 +69,15 @@ class ValueType(IntEnum):
     FLOAT64 = 12
 
 
-class GGMLType(IntEnum):
-    """The type of a tensor (``ggml_type``).  The ids 4, 5, 31 to 33 and 36 to 38 were removed from ggml."""
+class GGMLType(_Named):
+    """The type of a tensor (``ggml_type``).  The ids 4, 5, 31 to 33 and 36 to 38 were removed from ggml.
+
+    Examples
+    --------
+    >>> t = GGMLType.Q4_K
+    >>> str(t), f"{t:>6}", f"{t:d}", t == 12
+    ('Q4_K', '  Q4_K', '12', True)
+    """
 
     F32 = 0
     F16 = 1
@@ -93,7 +116,24 @@ class GGMLType(IntEnum):
     Q2_0 = 42
 
 
-class FileType(IntEnum):
+class UnknownType(int):
+    """A ggml type that this version does not know: a number, which has a `name` as the members of `GGMLType` have.
+
+    Examples
+    --------
+    >>> UnknownType(99).name, UnknownType(99) == 99
+    ('UNKNOWN_99', True)
+    """
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """``UNKNOWN_`` and the number."""
+        return f"UNKNOWN_{int(self)}"
+
+
+class FileType(_Named):
     """What most of a file's tensors are stored as: ``general.file_type`` (``llama_ftype``)."""
 
     ALL_F32 = 0

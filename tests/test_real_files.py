@@ -93,7 +93,7 @@ def test_a_rewritten_file_is_the_same(smollm2: Path, tmp_path: Path) -> None:
     with mmgguf.open(smollm2) as f:
         mmgguf.write(target, f.metadata, f, alignment=f.alignment)
         with mmgguf.open(target) as again:
-            assert again.metadata.to_dict(-1) == f.metadata.to_dict(-1)
+            assert again.metadata.to_dict(None) == f.metadata.to_dict(None)
             assert list(again) == list(f)
             for name, t in f.items():
                 assert (again[name].type, again[name].offset) == (t.type, t.offset)

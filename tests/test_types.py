@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from mmgguf.types import LAYOUTS, GGMLType, layout_of
+from mmgguf.types import LAYOUTS, FileType, GGMLType, UnknownType, ValueType, layout_of
 
 from .support import ggml
 
 # Sizes of types newer than the C library that the tests have, from ggml-common.h.
 NEWER = {GGMLType.Q2_0: (64, 18)}
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (lambda t: str(t), "Q4_K"),
+        (lambda t: f"{t}", "Q4_K"),
+        (lambda t: f"{t:>6}", "  Q4_K"),
+        (lambda t: f"{t!s:6}|", "Q4_K  |"),
+        (lambda t: f"{t:d} {t:#x} {t:03d}", "12 0xc 012"),
+        (lambda t: f"{t!r}", "<GGMLType.Q4_K: 12>"),
+        (lambda t: "%d" % t, "12"),  # noqa: UP031
+        (json.dumps, "12"),
+        (lambda t: str(FileType.MOSTLY_Q4_K_M), "MOSTLY_Q4_K_M"),
+        (lambda t: f"{ValueType.STRING}", "STRING"),
+    ],
+)
+def test_types_are_shown_by_name(shown: Callable[[GGMLType], str], expected: str) -> None:
+    assert shown(GGMLType.Q4_K) == expected
+
+
+def test_an_unknown_type_is_a_number_with_a_name() -> None:
+    type_ = UnknownType(99)
+    assert (type_, type_.name, f"{type_}", hash(type_)) == (99, "UNKNOWN_99", "99", hash(99))
+    again = pickle.loads(pickle.dumps(type_))
+    assert (type(again), again) == (UnknownType, 99)
+    assert not isinstance(type_, GGMLType)
 
 
 def test_every_type_has_a_layout() -> None:

@@ -347,7 +347,7 @@ def _to_json(model: GGUFFile, shares: list[_Share], full: bool) -> dict[str, Any
             for shard in model.shards
         ],
         "value_types": {key: _value_type(model.metadata, key) for key in model.metadata},
-        "metadata": model.metadata.to_dict(-1 if full else 1024),
+        "metadata": model.metadata.to_dict(None if full else 1024),
     }
 
 

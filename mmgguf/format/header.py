@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from ..errors import UnknownTypeError, shown
-from ..types import ByteOrder, GGMLType, Layout, ValueType, layout_of
+from ..types import ByteOrder, GGMLType, Layout, UnknownType, ValueType, layout_of
 from .metadata import Metadata
 from .strings import encoded_size
 from .values import NUMBERS
@@ -64,7 +64,7 @@ class TensorInfo:
 
     name: str
     ne: tuple[int, ...]
-    type: GGMLType | int
+    type: GGMLType | UnknownType
     offset: int
 
     @property
@@ -124,7 +124,8 @@ class TensorInfos(Mapping[str, TensorInfo]):
         if type(info) is bytes:
             *ne, type_id, offset = self._layouts[len(info)](info)
             # Two threads may both come here; their records are equal.
-            info = self._infos[name] = TensorInfo(name, tuple(ne), _GGML_TYPES.get(type_id, type_id), offset)
+            type_ = _GGML_TYPES[type_id] if type_id in _GGML_TYPES else UnknownType(type_id)
+            info = self._infos[name] = TensorInfo(name, tuple(ne), type_, offset)
         return cast(TensorInfo, info)
 
     def __iter__(self) -> Iterator[str]:

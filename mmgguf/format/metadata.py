@@ -84,6 +84,10 @@ class TypedMapping(Mapping[str, Any]):
     def _full_key(self, key: str) -> str:
         return key
 
+    def _ipython_key_completions_(self) -> list[str]:
+        """What TAB offers between the brackets."""
+        return list(self)
+
     def __eq__(self, other: object) -> bool:
         """Whether another mapping has the same keys and equal values, whatever their order and stored types."""
         if not isinstance(other, Mapping):
@@ -187,9 +191,14 @@ class Metadata(TypedMapping):
         How the file stores strings.
     source : ArraySource, optional
         Gives the bytes of arrays.
+
+    Attributes
+    ----------
+    byte_order : {"little", "big"}
+        Of the file, and of the numpy arrays.
     """
 
-    __slots__ = ("_arrays", "_chain", "_source", "_types", "_values")
+    __slots__ = ("_arrays", "_chain", "_path", "_source", "_types", "_values", "byte_order")
 
     def __init__(
         self,
@@ -203,22 +212,21 @@ class Metadata(TypedMapping):
         self._chain = chain
         self._source = source
         self._arrays: dict[str, Any] = {}
+        self._path = ""
+        # No property: jedi, which completes in notebooks, fails on one that returns a Literal.
+        self.byte_order: ByteOrder = chain.byte_order
 
-    @property
-    def byte_order(self) -> ByteOrder:
-        """Byte order of the file, and of the numpy arrays."""
-        return self._chain.byte_order
-
-    def bind(self, source: ArraySource | None) -> None:
-        """Read the bytes of arrays from `source` from now on; with None they can no longer be read."""
+    def bind(self, source: ArraySource | None, path: str = "") -> None:
+        """Read arrays from `source` from now on, and name `path` in errors; with None they can no longer be read."""
         self._source = source
         self._arrays = {}
+        self._path = path or self._path
 
     def __getitem__(self, key: str) -> Any:
         try:
             value = self._values[key]
         except KeyError:
-            raise NameNotFoundError(f"no metadata key {shown(key, quoted=True)}") from None
+            raise self._no_key(key) from None
         if not isinstance(value, ArrayInfo):
             return value
         arrays = self._arrays  # once: `bind` may come between, and what was read before it is not kept
@@ -229,6 +237,10 @@ class Metadata(TypedMapping):
                 raise ClosedError(f"{shown(key)}: the file is closed")
             array = arrays[key] = self._load(value, source)
         return array
+
+    def _no_key(self, key: object) -> NameNotFoundError:
+        where = f"{self._path}: " if self._path else ""
+        return NameNotFoundError(f"{where}no metadata key {shown(key, quoted=True)}", key, self._values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -257,7 +269,7 @@ class Metadata(TypedMapping):
     def type_of(self, key: str) -> ValueType:
         """The type that a value is stored as."""
         if key not in self._types:
-            raise NameNotFoundError(f"no metadata key {shown(key, quoted=True)}")
+            raise self._no_key(key)
         return self._types[key]
 
     def array_info(self, key: str) -> ArrayInfo | None:
@@ -275,8 +287,23 @@ class Metadata(TypedMapping):
         info = self.array_info(key)
         return self._values[key] if info is None else self._load(info, source)
 
-    def typed(self, key: str) -> TypedValue:
-        """A value with the type that it is stored as, ready for `mmgguf.write`."""
+    @overload
+    def typed(self, key: str) -> TypedValue: ...
+    @overload
+    def typed(self) -> dict[str, TypedValue]: ...
+    def typed(self, key: str | None = None) -> TypedValue | dict[str, TypedValue]:
+        """A value with the type that it is stored as; or, without a key, a dict of all, ready for `mmgguf.write`.
+
+        ``dict(metadata)`` has Python's values, whose types `mmgguf.write` has to guess: a UINT64 may become a UINT32,
+        and a FLOAT64 a FLOAT32.
+
+        Examples
+        --------
+        >>> with mmgguf.open("model.gguf") as f:
+        ...     mmgguf.write("copy.gguf", f.metadata.typed() | {"general.name": "A copy"}, f)
+        """
+        if key is None:
+            return {key: self.typed(key) for key in self._values}
         info = self.array_info(key)
         return TypedValue(self[key], self._types[key], info.element_type if info else None)
 
@@ -351,30 +378,28 @@ class Metadata(TypedMapping):
         """The keys that begin with `prefix`, without it."""
         return Section(self, prefix)
 
-    def to_dict(self, max_array_size: int = DEFAULT_MAX_ARRAY_SIZE) -> dict[str, Any]:
+    def to_dict(self, max_array_size: int | None = DEFAULT_MAX_ARRAY_SIZE) -> dict[str, Any]:
         """Plain data that `json` takes.
 
         Parameters
         ----------
-        max_array_size : int, default 1024
-            Longer arrays are summarised as ``{"type": "STRING", "length": 128256}``, and not touched.  Negative:
-            no limit.  0 means the default.
+        max_array_size : int or None, default 1024
+            Longer arrays are summarised as ``{"type": "STRING", "length": 128256}``, and not touched.  None: no limit.
 
         Returns
         -------
         dict
             Arrays as lists.  Floats may be NaN or infinite; strings may have surrogates for bytes that are not UTF-8.
         """
-        limit = max_array_size or DEFAULT_MAX_ARRAY_SIZE
         result: dict[str, Any] = {}
         for key, value in self._values.items():
             if not isinstance(value, ArrayInfo):
                 result[key] = value
-            elif 0 <= limit < value.count:
+            elif max_array_size is not None and value.count > max_array_size:
                 result[key] = {"type": value.element_type.name, "length": value.count}
             else:
                 array = self[key]
-                result[key] = list(array) if isinstance(array, StringArray) else array.tolist()
+                result[key] = array.tolist()
         return result
 
 

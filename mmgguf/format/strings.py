@@ -365,6 +365,10 @@ class StringArray(Sequence[str]):
         if stop == self._count and position != len(data):
             raise self._changed()
 
+    def tolist(self) -> list[str]:
+        """All strings, as an array of numbers gives its numbers."""
+        return self[:]
+
     def __contains__(self, value: object) -> bool:
         return any(value == item for item in self)
 

@@ -64,7 +64,7 @@ def test_cache_is_cold_after_evicting(tmp_path: Path) -> None:
 def test_plain_parser_agrees(model: str) -> None:
     with open(model, "rb") as stream, mmgguf.open(model) as file:
         metadata, tensors = read_fields(stream.read)
-        assert metadata == file.metadata.to_dict(-1)
+        assert metadata == file.metadata.to_dict(None)
         assert tensors == {name: (t.ne, t.type, t.offset) for name, t in file.items()}
         assert len(tensors) == models.LLAMA_TENSORS
 

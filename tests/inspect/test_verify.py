@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
@@ -351,13 +350,6 @@ def test_findings(make: Any, expected: list[str], where: str, message: str, at: 
                 assert message in found[0].message
             if at is not None:
                 assert bytes(b)[found[0].byte :].startswith(at)
-
-
-def test_findings_are_frozen_data() -> None:
-    finding = Finding("error", "hole", "w", "m", 3, "p")
-    assert dataclasses.asdict(finding) | {"byte": 3} == dataclasses.asdict(finding)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        finding.byte = 4  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("order", ORDERS)
