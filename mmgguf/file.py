@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -212,8 +213,8 @@ class GGUFFile(Mapping[str, Tensor]):
             With `wait`: called with the bytes that are there and the bytes in all.
         """
         ranges = self._ranges(names)
-        for file, offset, nbytes in ranges:
-            file.prefetch(offset, nbytes)
+        for file, some in itertools.groupby(ranges, key=lambda one: one[0]):
+            file.prefetch_ranges([(offset, nbytes) for _, offset, nbytes in some])
         if not wait:
             return
         done, total = 0, sum(nbytes for _, _, nbytes in ranges)

@@ -5,6 +5,7 @@ What every consumer of whole files shares: `GGUFFile.dequantize_all`, the adapte
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -78,11 +79,13 @@ def _walk(tensors: list[Tensor], total: int, progress: Progress | None) -> Itera
             # A mapping brings the pages of the tensor at hand by itself; ranges of a remote file come faster in parts.
             is_here = not tensor.storage.is_remote
             ahead, asked = max(ahead, index + is_here), max(asked, done + tensor.nbytes * is_here)
-            while ahead < len(tensors) and asked - done - tensor.nbytes < tensor.storage.ahead:
-                following = tensors[ahead]
-                following.storage.prefetch(following.file_offset, following.nbytes, once=True)
-                asked += following.nbytes
-                ahead += 1
+            limit, begin = tensor.storage.ahead, ahead
+            if is_here or ahead <= index or asked - done - tensor.nbytes < limit // 2:  # many at a time, from afar
+                while ahead < len(tensors) and asked - done - tensor.nbytes < limit:
+                    asked += tensors[ahead].nbytes
+                    ahead += 1
+                for storage, some in itertools.groupby(tensors[begin:ahead], key=lambda one: one.storage):
+                    storage.prefetch_ranges([(one.file_offset, one.nbytes) for one in some], once=True)
             yield tensor
             done += tensor.nbytes
             if progress is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
@@ -181,6 +182,11 @@ class Storage(ABC):
         once : bool, default False
             The range will be taken once, soon: what is held for it may go then.
         """
+
+    def prefetch_ranges(self, ranges: Sequence[tuple[int, int]], *, once: bool = False) -> None:
+        """`prefetch` of several ranges (offset, bytes), in the order of the file."""
+        for offset, nbytes in ranges:
+            self.prefetch(offset, nbytes, once=once)
 
     def wait(self, offset: int, nbytes: int) -> None:
         """Return when a range that was asked for is there."""

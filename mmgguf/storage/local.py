@@ -16,7 +16,6 @@ call, or refuses it, it does nothing.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import hashlib
@@ -35,6 +34,7 @@ import numpy.typing as npt
 from ..errors import ClosedError, FileChangedError
 from .base import Access, Mode, Reference, Shape, Storage, StorageKind
 from .journal import require_settled
+from .pages import PAGE, count_resident, lock_pages
 
 __all__ = [
     "Descriptor",
@@ -47,7 +47,6 @@ __all__ = [
     "read_at",
 ]
 
-PAGE: Final = mmap.PAGESIZE
 #: Older versions of Python lack the name; the number is that of these machines.
 _NO_RESERVE: Final[int] = getattr(
     mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64") else 0
@@ -229,7 +228,7 @@ class LocalFile(Storage):
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
         length = offset + nbytes - start
         mapping = mmap.mmap(self.descriptor, length, access=mmap.ACCESS_READ, offset=start)
-        return _resident(np.frombuffer(mapping, np.uint8), offset - start, nbytes)
+        return count_resident(np.frombuffer(mapping, np.uint8), offset - start, nbytes)
 
     def _fadvise(self, advice: str, offset: int, nbytes: int) -> None:
         if hasattr(os, "posix_fadvise") and nbytes:
@@ -333,12 +332,10 @@ class MappedFile(LocalFile):
         super().release(offset, nbytes)
 
     def resident(self, offset: int, nbytes: int) -> int:
-        return _resident(self.base, offset, nbytes)
+        return count_resident(self.base, offset, nbytes)
 
     def lock(self) -> None:
-        libc = _libc()
-        if libc is not None and libc.mlock(_address(self.base), ctypes.c_size_t(self.size)):
-            code = ctypes.get_errno()
+        if code := lock_pages(self.base):
             raise OSError(code, f"cannot lock {self.size} bytes in memory: {os.strerror(code)}", self.path)
 
     def _madvise(self, advice: str, offset: int, nbytes: int) -> None:
@@ -495,38 +492,3 @@ def host() -> bytes:
 
         name = f"{platform.node()} {uuid.getnode()}"
     return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-
-
-# ---------------------------------------------------------------- what Python's mmap does not offer
-
-
-@functools.cache
-def _libc() -> Any:
-    if sys.platform == "win32":
-        return None
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _address(array: npt.NDArray[np.uint8]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.__array_interface__["data"][0])
-
-
-def _resident(base: npt.NDArray[np.uint8], offset: int, nbytes: int) -> int:
-    """Bytes of a range of a mapping that are in the page cache, by ``mincore``."""
-    libc = _libc()
-    if not nbytes or libc is None or not hasattr(libc, "mincore"):
-        return 0
-    first, last = offset // PAGE, -(-(offset + nbytes) // PAGE)
-    pages = np.empty(last - first, np.uint8)
-    start = ctypes.c_void_p(base.__array_interface__["data"][0] + first * PAGE)
-    length = min(last * PAGE, len(base)) - first * PAGE
-    if libc.mincore(start, ctypes.c_size_t(length), _address(pages)):
-        return 0
-    pages &= 1
-    total = int(np.count_nonzero(pages)) * PAGE
-    # The first and the last page may stick out of the range.
-    if pages[0]:
-        total -= offset - first * PAGE
-    if pages[-1]:
-        total -= last * PAGE - (offset + nbytes)
-    return total

@@ -18,7 +18,7 @@ import math
 import os
 import pickle
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,6 +39,8 @@ FIRST_STEP: Final = 1 << 20
 MAX_HEADER: Final = 256 << 20
 #: The size of the parts that a prefetched range is asked for in.
 PART: Final = 4 << 20
+#: Ranges with no more than this between them are neighbours: the padding of alignments that files have.
+GAP: Final = 256
 #: The most bytes that are held for prefetched ranges.
 MAX_HELD: Final = 1 << 30
 #: XLA uses memory of this alignment as it is.
@@ -52,12 +54,12 @@ class _Held:
 
     __slots__ = ("buffer", "is_wanted", "once", "parts", "start", "stop")
 
-    def __init__(self, start: int, stop: int, once: bool) -> None:
+    def __init__(self, start: int, stop: int, once: bool, buffer: Bytes) -> None:
         self.start = start
         self.stop = stop
         self.once = once
         self.is_wanted = True
-        self.buffer = _empty(stop - start)
+        self.buffer = buffer
         self.parts: list[Future[None]] = []
 
     def overlapping(self, start: int, stop: int) -> list[Future[None]]:
@@ -209,22 +211,50 @@ class RemoteFile(Storage):
     # What is asked for ahead.
 
     def prefetch(self, offset: int, nbytes: int, *, once: bool = False) -> None:
+        self.prefetch_ranges([(offset, nbytes)], once=once)
+
+    def prefetch_ranges(self, ranges: Sequence[tuple[int, int]], *, once: bool = False) -> None:
         transport = self._connected
-        stop = offset + nbytes
         with self._lock:
-            if not nbytes or self._held_bytes + nbytes > MAX_HELD or self._holding(offset, stop) is not None:
-                return
-            if self._from_header(offset, stop) is not None:
-                return
-            if (other := self._held.get(offset)) is not None:
-                self._drop(other)
-            held = self._held[offset] = _Held(offset, stop, once)
-            self._held_bytes += nbytes
-            for start in range(offset, stop, PART):
-                end = min(start + PART, stop)
-                into = held.buffer[start - offset : end - offset].data
-                read = transport.read(start, end, into, lambda: held.is_wanted)
-                held.parts.append(asyncio.run_coroutine_threadsafe(read, transport.loop))
+            # Neighbours that are small together are one request: each takes a round trip.
+            group: list[tuple[int, int]] = []
+            for start, nbytes in ranges:
+                stop = start + nbytes
+                if not self._is_new(start, stop):
+                    continue
+                self._held_bytes += nbytes
+                if group and not (0 <= start - group[-1][1] <= GAP and stop - group[0][0] <= PART):
+                    self._ask(transport, group, once)
+                    group = []
+                group.append((start, stop))
+            if group:
+                self._ask(transport, group, once)
+
+    def _is_new(self, start: int, stop: int) -> bool:
+        """Whether a range may be asked for, and has to be."""
+        if start == stop or self._held_bytes + stop - start > MAX_HELD or self._holding(start, stop) is not None:
+            return False
+        if (other := self._held.get(start)) is not None:
+            self._drop(other)
+        return self._from_header(start, stop) is None
+
+    def _ask(self, transport: Transport, group: list[tuple[int, int]], once: bool) -> None:
+        """Ask for ranges that lie beside each other: several in one part, or one in several."""
+        begin, end = group[0][0], group[-1][1]
+        buffer = _empty(end - begin)
+        helds = [_Held(start, stop, once, buffer[start - begin : stop - begin]) for start, stop in group]
+
+        def is_wanted() -> bool:
+            return any(held.is_wanted for held in helds)
+
+        parts: list[Future[None]] = []
+        for start in range(begin, end, PART):
+            stop = min(start + PART, end)
+            read = transport.read(start, stop, buffer[start - begin : stop - begin].data, is_wanted)
+            parts.append(asyncio.run_coroutine_threadsafe(read, transport.loop))
+        for held in helds:
+            held.parts = parts
+            self._held[held.start] = held
 
     def wait(self, offset: int, nbytes: int) -> None:
         self._connected  # noqa: B018  # open, and in this process

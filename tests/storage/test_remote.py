@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import pickle
 import subprocess
@@ -183,6 +184,23 @@ def test_torch_gets_memory_of_its_own(server: Server, expected: mmgguf.GGUFFile)
     assert f["a"].data.tobytes() == expected["a"].data.tobytes()
 
 
+def test_small_neighbours_are_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_STEP", 4096)
+    tensors = {f"{i}": np.full(1000 * (i % 3) + 1, i, np.float32) for i in range(60)}
+    tensors["large"] = np.zeros(300_000, np.float32)
+    mmgguf.write(tmp_path / "x.gguf", {}, tensors | {"last": np.ones(3, np.float32)})
+    monkeypatch.setattr(remote, "PART", 100_000)
+    with Server(files({"/x.gguf": (tmp_path / "x.gguf").read_bytes()})) as server:
+        f = mmgguf.open(server.url + "/x.gguf")
+        count = len(server.requests)
+        for name, array in mmgguf.load_file(f).items():
+            np.testing.assert_array_equal(array, tensors.get(name, np.ones(3, np.float32)))
+        ranges = sorted(server.with_range()[count:])
+        assert max(stop - start for start, stop in ranges) <= 100_000
+        assert len(ranges) < 20
+        assert all(start <= after <= start + 300_000 for (_, start), (after, _) in itertools.pairwise(ranges))
+
+
 # ---------------------------------------------------------------- splits, lifetimes, threads, processes
 
 
@@ -305,7 +323,7 @@ def _first(count: int) -> Callable[[Request], bool]:
 
 
 def _later(request: Request) -> bool:
-    return request.range is not None and request.range[0] >= 100_000
+    return request.range is not None and request.range[1] - request.range[0] > 200_000
 
 
 def _status(code: int, **headers: str) -> Callable[[Request, bytes], Reply]:

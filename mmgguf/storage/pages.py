@@ -1,0 +1,56 @@
+"""What Python's mmap does not offer of the system: locking pages, and telling which are in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import sys
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["PAGE", "count_resident", "lock_pages"]
+
+PAGE: Final = mmap.PAGESIZE
+
+
+@functools.cache
+def _libc() -> Any:
+    if sys.platform == "win32":
+        return None
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _address(array: npt.NDArray[np.uint8]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.__array_interface__["data"][0])
+
+
+def lock_pages(base: npt.NDArray[np.uint8]) -> int:
+    """Keep the pages of a mapping in memory; an error number where the system refuses, else 0."""
+    libc = _libc()
+    if libc is not None and libc.mlock(_address(base), ctypes.c_size_t(len(base))):
+        return ctypes.get_errno()
+    return 0
+
+
+def count_resident(base: npt.NDArray[np.uint8], offset: int, nbytes: int) -> int:
+    """Bytes of a range of a mapping that are in the page cache, by ``mincore``."""
+    libc = _libc()
+    if not nbytes or libc is None or not hasattr(libc, "mincore"):
+        return 0
+    first, last = offset // PAGE, -(-(offset + nbytes) // PAGE)
+    pages = np.empty(last - first, np.uint8)
+    start = ctypes.c_void_p(base.__array_interface__["data"][0] + first * PAGE)
+    length = min(last * PAGE, len(base)) - first * PAGE
+    if libc.mincore(start, ctypes.c_size_t(length), _address(pages)):
+        return 0
+    pages &= 1
+    total = int(np.count_nonzero(pages)) * PAGE
+    # The first and the last page may stick out of the range.
+    if pages[0]:
+        total -= offset - first * PAGE
+    if pages[-1]:
+        total -= last * PAGE - (offset + nbytes)
+    return total
