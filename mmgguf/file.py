@@ -69,6 +69,11 @@ class GGUFFile(Mapping[str, Tensor]):
         for shard in shards:
             self._where.update(dict.fromkeys(shard.header.tensors, shard))
         self._closed = False
+        for shard in shards:
+            if access != "normal":
+                shard.file.advise(access)
+            if lock:
+                shard.file.lock()
 
     # The mapping.
 
@@ -372,7 +377,7 @@ def open(
     try:
         if lock and shards[0].file.kind != "mmap":
             raise ValueError(f"lock=True needs a file that is mapped, and {shards[0].path} is not")
-        return _ready(shards, access, lock)
+        return GGUFFile(shards, access, lock)
     except BaseException:
         for shard in shards:
             shard.file.close()
@@ -399,20 +404,11 @@ def _restore(references: list[Reference], access: Access, lock: bool) -> GGUFFil
         for reference in references:
             shard = parse_storage(reference.open())
             shards.append(shard)
-        return _ready(shards, access, lock)
+        return GGUFFile(shards, access, lock)
     except BaseException:
         for shard in shards:
             shard.file.close()
         raise
-
-
-def _ready(shards: list[Shard], access: Access, lock: bool) -> GGUFFile:
-    for shard in shards:
-        if access != "normal":
-            shard.file.advise(access)
-        if lock:
-            shard.file.lock()
-    return GGUFFile(shards, access, lock)
 
 
 def read_header(

@@ -54,7 +54,7 @@ def open_shards(source: Any, opener: Opener) -> list[Shard]:
     """
     given = parse_storage(opener.open(source))
     try:
-        count = _split_value(given, "split.count", 1)
+        count = _split_value(given, "split.count", 1) if "split.count" in given.header.metadata else 1
         return _open_rest(given, count, opener) if count > 1 else [given]
     except BaseException:
         given.file.close()

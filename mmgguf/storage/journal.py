@@ -64,10 +64,9 @@ class Journal:
 
 def journal_path(path: str | os.PathLike[str]) -> str:
     """Where the journal of a file is; links are followed."""
-    return _beside(*os.path.split(os.path.realpath(os.fsdecode(path))))
-
-
-def _beside(folder: str, name: str) -> str:
+    path = os.fsdecode(path)
+    # Following a link takes several calls of the system, and almost nothing is one.
+    folder, name = os.path.split(os.path.realpath(path) if os.path.islink(path) else path)
     return os.path.join(folder, f".{name}.mmgguf-journal")
 
 
@@ -137,7 +136,7 @@ def require_settled(path: str, descriptor: int) -> None:
     FileChangedError
         Its bytes are partly old and partly new.
     """
-    place = journal_path(path) if os.path.islink(path) else _beside(*os.path.split(path))
+    place = journal_path(path)
     if not os.path.lexists(place):
         return
     try:

@@ -37,12 +37,12 @@ from .journal import require_settled
 from .pages import PAGE, count_resident, lock_pages
 
 __all__ = [
+    "LOCAL_KINDS",
     "Descriptor",
     "LocalFile",
     "MappedFile",
     "ReadFile",
     "open_descriptor",
-    "open_local",
     "open_path",
     "read_at",
 ]
@@ -413,16 +413,13 @@ def _pread(descriptor: int, count: int, offset: int) -> bytes:
 # ---------------------------------------------------------------- opening
 
 
-def open_local(
-    descriptor: Descriptor, path: str, kind: StorageKind | None, mode: Mode, is_findable: bool = True
-) -> LocalFile:
-    """The storage over an open file; mapped unless another kind is asked for."""
-    return (ReadFile if kind == "read" else MappedFile)(descriptor, path, mode, is_findable)
+#: Mapped unless another kind is asked for.
+LOCAL_KINDS: Final[dict[StorageKind | None, type[LocalFile]]] = {None: MappedFile, "mmap": MappedFile, "read": ReadFile}
 
 
 def open_path(path: str, kind: StorageKind | None, mode: Mode) -> LocalFile:
     """The storage over the file at a path."""
-    return open_local(open_descriptor(path), path, kind, mode)
+    return LOCAL_KINDS[kind](open_descriptor(path), path, mode)
 
 
 @dataclass(frozen=True, slots=True)

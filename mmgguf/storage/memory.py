@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..errors import ClosedError, FileChangedError, shown
 from .base import Mode, Shape, Storage, StorageKind
-from .local import Descriptor, LocalFile, open_descriptor, open_local
+from .local import LOCAL_KINDS, Descriptor, LocalFile, open_descriptor
 
 __all__ = ["FileObject", "MemoryStorage", "is_buffer", "open_object"]
 
@@ -231,7 +231,7 @@ def _as_local(source: Any, kind: StorageKind | None, mode: Mode) -> LocalFile | 
         descriptor = None if where is None else _same(where, number)
         if descriptor is not None:
             findable = named is not None and _is_same(named, number)
-            return open_local(descriptor, path, kind, mode, is_findable=findable)
+            return LOCAL_KINDS[kind](descriptor, path, mode, findable)
     return None
 
 

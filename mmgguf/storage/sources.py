@@ -16,7 +16,7 @@ from .urls import hide, is_url, require_fsspec, scheme_of, shown_url
 if TYPE_CHECKING:
     from .transport import Transport
 
-__all__ = ["Opener", "file_system", "open_source", "open_url", "path_of"]
+__all__ = ["Opener", "file_system", "open_url", "path_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,44 +41,37 @@ class Opener:
     transfer: Transfer
 
     def open(self, source: Any) -> Storage:
-        """The storage over a source, see `open_source`."""
-        return open_source(source, self.kind, self.mode, self.options, self.transfer)
+        """The storage over a path, a URL, bytes or a file object.
 
+        Raises
+        ------
+        ValueError
+            Options for what has no file system, or ``kind="mmap"`` for what cannot be mapped.
+        TypeError
+            The source is none of these.
+        OSError, GGUFError
+            It cannot be opened.
+        """
+        if isinstance(source, str) and is_url(source):
+            return open_url(source, self.kind, self.mode, self.options or {}, self.transfer)
+        if self.options:
+            raise ValueError("storage_options are for URLs: neither paths nor file objects have any")
+        if not isinstance(source, str | os.PathLike):
+            from .memory import open_object
 
-def open_source(
-    source: Any, kind: StorageKind | None, mode: Mode, options: Mapping[str, Any] | None, transfer: Transfer
-) -> Storage:
-    """The storage over a path, a URL, bytes or a file object.
+            return open_object(source, self.kind, self.mode)
+        path = os.fsdecode(source)
+        try:
+            return open_path(path, self.kind, self.mode)
+        except FileNotFoundError as error:
+            missing = error
+        # Outside of the handler, so that an error of the search for a hint would be no error of an error.
+        if isinstance(source, str):
+            from .names import hint
 
-    Raises
-    ------
-    ValueError
-        Options for what has no file system, or ``kind="mmap"`` for what cannot be mapped.
-    TypeError
-        The source is none of these.
-    OSError, GGUFError
-        It cannot be opened.
-    """
-    if isinstance(source, str) and is_url(source):
-        return open_url(source, kind, mode, options or {}, transfer)
-    if options:
-        raise ValueError("storage_options are for URLs: neither paths nor file objects have any")
-    if not isinstance(source, str | os.PathLike):
-        from .memory import open_object
-
-        return open_object(source, kind, mode)
-    path = os.fsdecode(source)
-    try:
-        return open_path(path, kind, mode)
-    except FileNotFoundError as error:
-        missing = error
-    # Outside of the handler, so that an error of the search for a hint would be no error of an error.
-    if isinstance(source, str):
-        from .names import hint
-
-        if text := hint(path):
-            raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)} ({text})", path)
-    raise missing
+            if text := hint(path):
+                raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)} ({text})", path)
+        raise missing
 
 
 def open_url(url: str, kind: StorageKind | None, mode: Mode, options: Mapping[str, Any], transfer: Transfer) -> Storage:
