@@ -26,6 +26,7 @@ from .ls import ls
 from .merge import merge
 from .models import models
 from .printing import safe
+from .report import report
 from .show import show
 from .split import split
 from .stats import stats
@@ -74,6 +75,7 @@ for _function in (
     verify,
     compare,
     stats,
+    report,
     convert,
     dequantize,
     edit,
