@@ -20,8 +20,10 @@ _EXPERTS: Final = tuple(f"ffn_{part}_{of}exps" for part in ("up", "down", "gate"
 _BLOCKS: Final[dict[int, tuple[int, int]]] = {
     type_: (layout.block_size, layout.type_size) for type_, layout in LAYOUTS.items()
 }
-#: The two halves of an encoder-decoder.
-_SIDES: Final = ("enc.blk.", "dec.blk.")
+#: How the tensors of layers begin: of most models, and of the two halves of an encoder-decoder.
+_LAYERS: Final = ("blk.", "enc.blk.", "dec.blk.")
+#: What no tensor of a layer begins with.
+_NO_LAYER: Final = "\0"
 _TOKEN_EMBEDDING: Final = "token_embd.weight"
 
 
@@ -72,26 +74,28 @@ class Weights:
         loaded = layers if trunk is None else trunk
         by_layer, experts = [0] * layers, [0] * layers
         embeddings, rows, has_output = 0, None, False
+        blocks, prod = _BLOCKS, math.prod  # local: a model may have thousands of tensors, and a millisecond is long
         for header in headers:
             first, last = None, 0
+            # The tensors of a layer mostly follow each other.
+            prefix, layer = _NO_LAYER, None
             for name, ne, type_, offset in _rows(header):
-                block = _BLOCKS.get(type_)
-                if block is None:
+                if type_ not in blocks:
                     raise header.tensors[name].unknown_type()
-                nbytes = math.prod(ne) // block[0] * block[1]
-                layer, rest = None, name
-                start = 4 if name.startswith("blk.") else 8 if name.startswith(_SIDES) else 0
-                if start and (end := name.find(".", start)) > 0:
-                    layer, rest = numbers.get(name[start:end]), name[end + 1 :]
-                if layer is not None and layer >= loaded:
-                    continue
-                if first is None or offset < first:
-                    first = offset
-                if offset + nbytes > last:
-                    last = offset + nbytes
+                elements, size = blocks[type_]
+                nbytes = prod(ne) // elements * size
+                if not name.startswith(prefix):
+                    prefix, layer = _NO_LAYER, None
+                    if name.startswith(_LAYERS):
+                        _, number, *role = name[name.index("blk.") :].split(".", 2)
+                        layer = numbers.get(number) if role else None
+                        if layer is not None:
+                            prefix = name[: -len(role[0])] if role[0] else name
                 if layer is not None:
+                    if layer >= loaded:
+                        continue
                     by_layer[layer] += nbytes
-                    if "exps" in rest and rest.partition(".")[0] in _EXPERTS:
+                    if "exps" in name and name[len(prefix) :].partition(".")[0] in _EXPERTS:
                         experts[layer] += nbytes
                 elif name.partition(".")[0] in _INPUTS:
                     inputs += nbytes
@@ -101,6 +105,10 @@ class Weights:
                 else:
                     outputs += nbytes
                     has_output = has_output or name == "output.weight"
+                if first is None or offset < first:
+                    first = offset
+                if (end := offset + nbytes) > last:
+                    last = end
             span += last - (first or 0)
         tied = 0 if has_output else embeddings
         return cls(span, tuple(by_layer), tuple(experts), inputs, outputs, tied, rows)

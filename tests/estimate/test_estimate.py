@@ -203,6 +203,30 @@ def test_experts(tmp_path: Path) -> None:
     assert of("llama", tmp_path).experts == 0
 
 
+def test_names_that_are_of_no_layer(tmp_path: Path) -> None:
+    names = [
+        "blk.",
+        "blk.1",
+        "blk.12",
+        "blk.01.w",
+        "blk.4.w",
+        "blk.x.w",
+        "ablk.1.w",
+        "enc.blk.1",
+        "v.blk.1.w",
+        "blk.-1.w",
+    ]
+    path = tmp_path / "model.gguf"
+    mmgguf.write(path, tiny.metadata_of("llama"), {name: np.zeros(8, np.float32) for name in names})
+    found = estimate(path)
+    assert [layer.weights for layer in found.layers] == [0] * 4
+    assert found.model.weights.output == found.weights == 32 * len(names)
+    named = ["blk.1.w", "enc.blk.1.w", "dec.blk.1.w.x", "blk.3.ffn_up_exps.weight", "blk.3.ffn_up_exps_norm.weight"]
+    mmgguf.write(path, tiny.metadata_of("llama"), {name: np.zeros(8, np.float32) for name in named})
+    found = estimate(path)
+    assert [(layer.weights, layer.experts) for layer in found.layers] == [(0, 0), (96, 0), (0, 0), (64, 32)]
+
+
 def test_weights_are_what_is_mapped(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     tensors = {"token_embd.weight": np.zeros((2, 5), np.float32), "blk.0.w": np.zeros(3, np.float32)}
