@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -28,6 +29,7 @@ __all__ = [
     "ELLIPSIS",
     "UNUSABLE",
     "errors_as_one_line",
+    "fold",
     "human_count",
     "is_terminal",
     "print_json",
@@ -105,6 +107,17 @@ def _fits(text: str, width: int) -> bool:
 
 def _start(text: str, width: int) -> str:
     return set_cell_size(text[: max(width, 0)], min(width, cell_len(text[:width]))).rstrip()
+
+
+def fold(text: str, width: int) -> list[str]:
+    """A text in lines no wider than that: between words, as far as they fit."""
+    if len(text) > _LONGEST_PROSE or cell_len(text) != len(text):
+        return chop_cells(text, width)
+    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+
+
+#: Characters.  What is longer is data, and folding between words takes ten times as long.
+_LONGEST_PROSE: Final = 2000
 
 
 def size_text(size: int | None) -> str:
@@ -219,7 +232,7 @@ def print_table(
     for number, row in enumerate(cells):
         folded = [row[flex]]
         if cell_len(row[flex]) > room:
-            folded = chop_cells(row[flex], room) if fit is None else [fit(number, room)]
+            folded = fold(row[flex], room) if fit is None else [fit(number, room)]
         for piece in folded:
             row[flex] = piece
             write(line(row, cyan, slice(1)))
@@ -241,7 +254,7 @@ def _print_stacked(
     start, end = style(console, "cyan")
     write = sys.stdout.write
     for first, *others in cells:
-        for piece in chop_cells(first, console.width):
+        for piece in fold(first, console.width):
             write(f"{start}{piece}{end}\n")
         line = ""
         for name, cell in zip(columns[1:], others, strict=True):
@@ -251,7 +264,7 @@ def _print_stacked(
                 write(f"  {line}\n")
                 joined = part
             line = joined
-        for piece in chop_cells(line, width):
+        for piece in fold(line, width):
             write(f"  {piece}\n")
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.cells import chop_cells
 from rich.text import Text
 
 import mmgguf
@@ -25,6 +24,7 @@ from .ls import nbytes_of, type_name
 from .options import File
 from .printing import (
     ELLIPSIS,
+    fold,
     human_count,
     is_terminal,
     print_json,
@@ -273,7 +273,7 @@ def _print_for_people(model: GGUFFile, shares: list[_Share], pairs: list[_Pair],
     width = max(console.width - indent, 8)
     for label, value in rows:
         # A name may be of any length, all else fits into a few lines.
-        for number, line in enumerate(chop_cells(shorten_end(safe(value), 4 * width), width)):
+        for number, line in enumerate(fold(shorten_end(safe(value), 4 * width), width)):
             text = Text(("" if number else label).ljust(indent), style="bold")
             console.print(text.append(line, style="not bold"))
     if shares:

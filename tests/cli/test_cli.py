@@ -441,6 +441,20 @@ def test_shorten_middle(text: str, width: int, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("", 5, [""]),
+        ("the key is not ASCII", 10, ["the key is", "not ASCII"]),
+        ("a-b-c d…e", 6, ["a-b-c", "d…e"]),
+        ("abcdefgh ij", 6, ["abcdef", "gh ij"]),
+        ("漢字 漢字", 6, ["漢字 ", "漢字"]),
+    ],
+)
+def test_fold(text: str, width: int, lines: list[str]) -> None:
+    assert printing.fold(text, width) == lines
+
+
+@pytest.mark.parametrize(
     ("size", "shown"),
     [
         (0, "0 B"),
