@@ -224,6 +224,8 @@ def _sentences(rows: Sequence[_Row], devices: Sequence[int]) -> list[str]:
         tokens = f"{row.found.context:,}"
         if row.found.model.weights_only:
             found.append(f"{who}It is loaded beside a model (--add); its weights take {human_size(row.found.weights)}.")
+        elif row.found.kv_cache is not None and row.found.total is None:
+            found.append(f"{who}Its compute buffer is not known; what is takes {human_size(_known(row.found))}.")
         elif row.found.total is None:
             found.append(f"{who}What it keeps is not known; its weights take {human_size(row.found.weights)}.")
         elif row.placed is None:
@@ -238,6 +240,11 @@ def _sentences(rows: Sequence[_Row], devices: Sequence[int]) -> list[str]:
         else:
             found.append(f"None fits in {together} with all its layers.")
     return found
+
+
+def _known(found: Estimate) -> int:
+    """Bytes of the parts that are known."""
+    return sum(getattr(found, part) for part in found.exact)
 
 
 def _sentence(placed: Placement, tokens: str, together: str) -> str:

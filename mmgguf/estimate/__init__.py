@@ -59,8 +59,8 @@ def estimate(
 
     Parameters
     ----------
-    source : path-like, GGUFFile or Header
-        The model, or any shard of it.
+    source : GGUFFile, Header, or what `mmgguf.open` takes
+        The model, or any shard of it; a path, a URL, a file object, bytes.
     context : int, optional
         Tokens of all sequences together (``--ctx-size``); what the model was trained on by default.
     sequences : int, default 1
@@ -75,7 +75,7 @@ def estimate(
         Tokens that are computed together (``--ubatch-size``).
     unified : bool, default True
         One cache for all sequences (``--kv-unified``); else one for each, with its part of the context.
-    add : iterable of path-like, GGUFFile or Header
+    add : iterable of sources
         Files to load beside the model, projectors or adapters: their weights are added.
 
     Returns

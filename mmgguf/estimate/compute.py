@@ -9,7 +9,8 @@ the scores of all heads.  The mask, tokens × cells, is there all the time.  ``d
 
 from __future__ import annotations
 
-from ..errors import GGUFError
+from typing import Final
+
 from .architectures import Architecture
 from .cache import Cells, Options
 from .hyperparameters import Hyperparameters, Keys
@@ -17,29 +18,29 @@ from .hyperparameters import Hyperparameters, Keys
 __all__ = ["compute_buffer", "widths_of"]
 
 #: Bytes of the numbers that are computed with, and of a mask's with flash attention.
-_FLOAT32, _FLOAT16 = 4, 2
+_FLOAT32: Final = 4
+_FLOAT16: Final = 2
 #: Positions, ids and places of a token, in numbers.
-_INDICES = 10
+_INDICES: Final = 10
 #: How many tensors of the feed-forward part's width live at once: gate, up and activation, but where there is no gate.
-_FFN = {"bert.cpp": 1, "nemotron-h.cpp": 2, "nemotron-h-moe.cpp": 2}
+_FFN: Final = {"bert.cpp": 1, "nemotron-h.cpp": 2, "nemotron-h-moe.cpp": 2}
 #: Gemma 3n's width of a layer's own embedding (``n_embd_altup`` in ``src/llama-hparams.h``).
-_PER_LAYER = 256
+_PER_LAYER: Final = 256
 
 
 def widths_of(keys: Keys, row: Architecture, model: Hyperparameters) -> tuple[int, ...] | None:
     """Numbers per token that live at once, in the parts of a layer that may be the largest.
 
-    None where the metadata lacks what they are made of, which llama.cpp may know otherwise.
+    None where the metadata does not say how wide these parts are.
     """
     embedding = model.embedding
-    try:
-        ffn = max(keys.each("feed_forward_length", model.layers, [0] * model.layers))
-        used = keys.integer("expert_used_count", 0)
-        chosen = used * keys.integer("expert_feed_forward_length", ffn)
-        leading = keys.integer("leading_dense_block_count", 0)
-        inner = keys.integer("ssm.inner_size", 0)
-        each = keys.integer("embedding_length_per_layer_input", _PER_LAYER)
-    except GGUFError:
+    ffn = max(keys.each("feed_forward_length", model.layers, [0] * model.layers))
+    used = keys.integer("expert_used_count", 0)
+    chosen = used * keys.integer("expert_feed_forward_length", ffn)
+    leading = keys.integer("leading_dense_block_count", 0)
+    inner = keys.integer("ssm.inner_size", 0)
+    each = keys.integer("embedding_length_per_layer_input", _PER_LAYER)
+    if not (ffn or chosen or inner or row.state):
         return None
     widths = []
     if not used or leading:

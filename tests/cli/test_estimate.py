@@ -112,6 +112,9 @@ def test_what_is_not_known_is_a_question_mark(tmp_path: Path) -> None:
     assert "not known" in done.stderr
     _, output = run_in_terminal("estimate", path, columns=80)
     assert "What it keeps is not known; its weights take" in " ".join(output.split())
+    path = tiny.write("llama", tmp_path / "m.gguf", feed_forward_length=None)
+    _, output = run_in_terminal("estimate", path, columns=80)
+    assert "Its compute buffer is not known; what is takes" in " ".join(output.split())
 
 
 def test_a_context_beyond_the_training_warns(model: Path) -> None:

@@ -182,6 +182,14 @@ def test_an_unknown_architecture_is_not_guessed(tmp_path: Path) -> None:
         assert name not in ARCHITECTURES, "keeps more than the rules here know of"
 
 
+def test_compute_is_not_guessed_without_widths(tmp_path: Path) -> None:
+    found = of("llama", tmp_path, {"feed_forward_length": None})
+    assert (found.compute, found.total) == (None, None)
+    assert found.kv_cache == 4096 * KIB
+    with pytest.raises(ValueError, match="cannot be placed: compute of llama"):
+        found.place([MIB])
+
+
 def test_projectors_and_adapters_add_their_weights(tmp_path: Path) -> None:
     beside = tmp_path / "mmproj.gguf"
     metadata = {"general.architecture": "clip", "general.type": "mmproj", "clip.vision.block_count": 2}

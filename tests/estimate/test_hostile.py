@@ -38,6 +38,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"embedding_length": 0}, "embedding_length"),
     ("llama", {"context_length": -5}, "context_length"),
     ("llama", {"attention.key_length": HUGE}, "key_length"),
+    ("llama", {"feed_forward_length": [256] * 3}, "feed_forward_length: has 3 elements"),
+    ("llama-moe", {"expert_used_count": HUGE}, "expert_used_count"),
     ("gemma4", {"attention.sliding_window_pattern": None}, "sliding_window_pattern"),
     ("gemma4", {"attention.sliding_window_pattern": [True]}, "has 1 elements"),
     ("gemma4", {"attention.shared_kv_layers": 7}, "shared_kv_layers"),
