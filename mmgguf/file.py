@@ -417,6 +417,7 @@ def read_header(
     storage_options: Mapping[str, Any] | None = None,
     timeout: float = TIMEOUT,
     buffer_size: int = DEFAULT_BUFFER_SIZE,
+    size: float | None = None,
 ) -> Header:
     """Read the header of one file, and nothing else of it.
 
@@ -431,6 +432,9 @@ def read_header(
         Likewise.
     buffer_size : int, default 65536
         Bytes to fetch at a time from files and file objects.
+    size : int or math.inf, optional
+        Bytes of the whole file, where `source` is only its beginning, downloaded for the header: tensors have to lie
+        in that.  `math.inf` if nobody knows it; then they may lie anywhere.
 
     Returns
     -------
@@ -440,16 +444,17 @@ def read_header(
     Raises
     ------
     GGUFError
-        The bytes are not a GGUF header; `mmgguf.errors` has the kinds.
+        The bytes are not a GGUF header; `mmgguf.errors` has the kinds.  If the header goes on behind them, it is a
+        `TruncatedError`: more is needed.
     """
     if isinstance(source, GGUFFile):
         source._require_open()
-        return _read_header(source.shards[0].file.reader(), buffer_size)
+        return _read_header(source.shards[0].file.reader(), buffer_size, size)
     if hasattr(source, "read") and hasattr(source, "seek"):
-        return _read_header(source, buffer_size)
+        return _read_header(source, buffer_size, size)
     file = Opener("read", "r", storage_options, Transfer(timeout)).open(source)
     try:
-        return _read_header(file.reader(), buffer_size)
+        return _read_header(file.reader(), buffer_size, size)
     except GGUFError as error:
         text = str(error)
         error.args = (text if text.startswith(file.path) else f"{file.path}: {text}",)
@@ -458,5 +463,5 @@ def read_header(
         file.close()
 
 
-def _read_header(file: Any, buffer_size: int) -> Header:
-    return parse_header(BufferedSeeker(file, buffer_size), RetainedArrays())
+def _read_header(file: Any, buffer_size: int, size: float | None) -> Header:
+    return parse_header(BufferedSeeker(file, buffer_size), RetainedArrays(), size=size)

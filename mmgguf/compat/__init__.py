@@ -17,7 +17,7 @@ for a vocabulary, and that ``parts`` and ``data`` of arrays are lazy sequences h
 Where it is not as pip's reader, on purpose:
 
 * Files are checked as `mmgguf.open` checks them, so some that pip's reader takes are refused with a `FormatError` (a
-  `ValueError`): arrays of arrays, empty keys, more than four dimensions, tensors that overlap or begin off the
+  `ValueError`): arrays of arrays, empty keys, more than eight dimensions, tensors that overlap or begin off the
   alignment.
 * Files that pip's reader refuses are read: version 1, the reversed magic ``FUGG``, keys and names that are not UTF-8
   (as surrogates).  A tensor type unknown to gguf, but known here, is a member of `GGMLType`; one that is unknown
@@ -25,7 +25,13 @@ Where it is not as pip's reader, on purpose:
 * A key that is there twice is a `DuplicateKeyError`, which is the `KeyError` of pip's reader and a `FormatError`.
 * A block of Q8_1 has 36 bytes, as in ggml; gguf takes it for 40.
 * ``parts`` and ``data`` of arrays are sequences but not lists, and each access makes a new view of the same memory.
-* Arrays are plain ndarrays instead of `np.memmap` (`GGUFReader.data` is one).  `GGUFReader.alignment` is an int.
+  `json.dumps` takes ``list(field.data)``.
+* Arrays are plain ndarrays instead of `np.memmap` (`GGUFReader.data` is one): in place of ``tensor.data.filename`` and
+  ``tensor.data.offset``, there are ``reader.data.filename`` and ``tensor.data_offset``.  `GGUFReader.alignment` is an
+  int.
+* Of the methods that pip's reader has inside, a subclass may override ``_build_tensors``, as programs do that have no
+  more than the beginning of a file.  One that overrides another of them (``_get``, say) gets pip's own reader as its
+  base in place of this one.
 * `dequantize` knows more types, and runs mmgguf's kernels.  The readers are context managers.
 """
 

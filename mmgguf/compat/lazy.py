@@ -45,6 +45,10 @@ class LazyList(Sequence[T], Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return map(self._item, range(len(self)))
 
+    def copy(self) -> list[T]:
+        """A list of the items."""
+        return list(self)
+
     def __add__(self, other: Sequence[T]) -> list[T]:
         return [*self, *other]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -13,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ClosedError, DuplicateKeyError, GGUFError, shown
+from ..errors import ClosedError, DuplicateKeyError, FormatError, GGUFError, TruncatedError, shown
 from ..format.constants import DEFAULT_ALIGNMENT
 from ..format.header import Header, TensorInfo
 from ..format.metadata import ArrayInfo
@@ -22,15 +23,17 @@ from ..format.seeker import BufferedSeeker
 from ..format.strings import Chain, StringArray, encoded_size
 from ..format.values import NUMBERS
 from ..storage.local import open_descriptor
-from ..types import GGMLType, ValueType, byte_order_character, layout_of
+from ..types import GGMLType, Layout, ValueType, byte_order_character, layout_of
 from .lazy import Array, ArrayParts, Index, NumberParts, Parts, StringParts
-from .peer import ENDIAN, TENSOR_TYPES, VALUE_TYPES
+from .peer import ENDIAN, GGUF, TENSOR_TYPES, VALUE_TYPES, added_type
 
 __all__ = ["GGUFReader", "ReaderField", "ReaderTensor"]
 
 _ARRAY: Final = VALUE_TYPES[ValueType.ARRAY]
 _STRING: Final = VALUE_TYPES[ValueType.STRING]
 _BYTES: Final = np.dtype(np.uint8)
+#: pip's reader knows no limit; some diffusion models have five.
+_MAX_DIMS: Final = 8
 
 #: The types whose data has a dtype of its own; all others, BF16 among them, are bytes.
 _ITEM_TYPES: Final = {
@@ -167,6 +170,19 @@ class GGUFReader:
         VALUE_TYPES[type_]: row.dtype.type for type_, row in NUMBERS.items()
     }
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Of how pip's reader works inside, only this is done here.
+        inside = {"_get", "_get_str", "_push_field", "_get_field_parts", "_get_tensor_info_field"}
+        overridden = sorted(vars(cls).keys() & (inside | {"_build_fields", "_build_tensor_info"}))
+        if not overridden:
+            return
+        if GGUF is None:
+            raise TypeError(f"{cls.__name__} overrides {overridden[0]}, which this reader does not call")
+        # It has to be called, so the class gets the reader that does.
+        root = next(c for c in cls.__mro__ if GGUFReader in c.__bases__)
+        root.__bases__ = tuple(original_reader() if base is GGUFReader else base for base in root.__bases__)
+
     def __init__(self, path: os.PathLike[str] | str | Any, mode: Literal["r", "r+", "c"] = "r") -> None:
         if mode not in ("r", "r+", "c"):
             raise ValueError(f"mode must be 'r', 'r+' or 'c', got {mode!r}")
@@ -183,7 +199,10 @@ class GGUFReader:
 
     def _open(self, file: Any, mode: Literal["r", "r+", "c"]) -> None:
         try:
-            self._header: Header = parse_header(BufferedSeeker(file))
+            # Who builds no tensors, or others, may have no more than the beginning of a file.
+            builds_tensors = type(self)._build_tensors is GGUFReader._build_tensors
+            size = None if builds_tensors else math.inf
+            self._header: Header = parse_header(BufferedSeeker(file), size=size, max_dims=_MAX_DIMS)
             self.data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(file, np.uint8, mode)
             # The same memory without the cost of np.memmap, which runs Python code for every view.
             self._base: Array = self.data.view(np.ndarray)
@@ -196,7 +215,10 @@ class GGUFReader:
             self.alignment = self._header.alignment
             self.data_offset = self._header.data_offset
             self.fields: OrderedDict[str, ReaderField] = OrderedDict()
-            self._build_fields()
+            self._fill_fields()
+            if not builds_tensors:
+                self.tensors = []
+                self._build_tensors(self.data_offset, self._tensor_fields())
         except GGUFError as error:
             error.args = (f"{getattr(file, 'name', file)}: {error}",)
             raise
@@ -230,7 +252,7 @@ class GGUFReader:
 
     # Where everything lies follows from the parsed header: surrogates encode to the very bytes that they came from.
 
-    def _build_fields(self) -> None:
+    def _fill_fields(self) -> None:
         header, length, u32 = self._header, self._length, self._dtypes[ValueType.UINT32]
         position = 4
         counts = (("version", u32), ("tensor_count", length), ("kv_count", length))
@@ -274,10 +296,19 @@ class GGUFReader:
     @cached_property
     def tensors(self) -> list[ReaderTensor]:
         """All tensors, in file order; raises `UnknownTypeError` if one's type is unknown."""
-        tensors = []
+        return [self._tensor(info, f) for info, f in zip(self._infos(), self._tensor_fields(), strict=True)]
+
+    def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
+        """Make `tensors`; for subclasses, which override it to make none, or others."""
+        self.tensors = [self._tensor(self._header.tensors[field.name], field) for field in fields]
+
+    def _infos(self) -> Iterable[TensorInfo]:
+        return self._header.tensors.values()
+
+    def _tensor_fields(self) -> list[ReaderField]:
+        fields = []
         length, u32, u64 = self._length, self._dtypes[ValueType.UINT32], self._dtypes[ValueType.UINT64]
-        infos = self._header.tensors.values()
-        for info, position in zip(infos, self._header.info_positions(), strict=False):
+        for info, position in zip(self._infos(), self._header.info_positions(), strict=False):
             spans = (
                 (length, 1),
                 (_BYTES, encoded_size(info.name)),
@@ -286,14 +317,16 @@ class GGUFReader:
                 (u32, 1),
                 (u64, 1),
             )
-            field = ReaderField(position, info.name, Parts(self._base, spans, position), [1, 3, 4, 5], [])
-            tensors.append(self._tensor(info, field))
-        return tensors
+            fields.append(ReaderField(position, info.name, Parts(self._base, spans, position), [1, 3, 4, 5], []))
+        return fields
 
     def _tensor(self, info: TensorInfo, field: ReaderField) -> ReaderTensor:
         shape, offset = info.shape, self._header.data_offset + info.offset
         # An empty tensor may begin behind the end of a file that is not padded.
         begin = min(offset, len(self._base))
+        if layout_of(info.type) is None and (added := added_type(int(info.type))) is not None:
+            return self._added_tensor(info, field, *added)
+        self._require(info, offset + info.nbytes)
         item_type = _ITEM_TYPES.get(GGMLType(info.type)) if layout_of(info.type) else None
         if item_type is not None:
             order = byte_order_character(self._header.byte_order)
@@ -310,3 +343,29 @@ class GGUFReader:
             data,
             field,
         )
+
+    def _require(self, info: TensorInfo, end: int) -> None:
+        # The header's checks saw to it, but where they were told that this may be the beginning of a file.
+        if end > len(self._base) and info.n_elements:
+            text = f"needs {end} bytes, the file has {len(self._base)}: download incomplete?"
+            raise TruncatedError(f"{shown(info.name)}: {text}")
+
+    def _added_tensor(
+        self, info: TensorInfo, field: ReaderField, member: Any, block_size: int, type_size: int
+    ) -> ReaderTensor:
+        """A tensor of a type that the program has added to gguf's tables: the header's checks could not know it."""
+        shape, offset = info.shape, self._header.data_offset + info.offset
+        layout = Layout(block_size, np.dtype((np.void, type_size)))
+        nbytes = layout.nbytes(shape)
+        if (shape[-1] if shape else 1) % block_size:
+            raise FormatError(f"{shown(info.name)}: rows of {shape} are no whole blocks of {block_size} elements")
+        self._require(info, offset + nbytes)
+        data: Array = np.ndarray(layout.packed_shape(shape or (1,)), np.uint8, self._base, offset)
+        return ReaderTensor(info.name, member, field.parts[3], info.n_elements, nbytes, offset, data, field)
+
+
+def original_reader() -> Any:
+    """pip's own reader, whether or not `install` has put this one in its place."""
+    from . import _original
+
+    return _original(GGUF.gguf_reader, "GGUFReader")

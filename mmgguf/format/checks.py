@@ -31,7 +31,7 @@ for _id, _row in _SIZES.items():
     _BLOCK_SIZES[_id], _TYPE_SIZES[_id] = _row
 
 
-def is_sound(header: Header, stored: list[list[bytes]], size: int) -> bool:
+def is_sound(header: Header, stored: list[list[bytes]], size: float) -> bool:
     """Whether all tensors are certainly valid in a file of `size` bytes: `check_data` for all at once, in numpy.
 
     `stored` has the bytes that follow n_dims in each tensor info, by n_dims.  False also where only numbers of any
@@ -87,7 +87,7 @@ def shape_problem(ne: Sequence[int], type_id: int) -> str | None:
     return None
 
 
-def check_data(header: Header, size: int) -> None:
+def check_data(header: Header, size: float) -> None:
     """Check that every tensor has whole blocks, is aligned, lies inside the file and overlaps no other."""
     available = max(size - header.data_offset, 0)
     furthest, in_order = 0, True

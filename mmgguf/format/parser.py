@@ -26,7 +26,13 @@ _READABLE: Final = "versions 1, 2 and 3 can be read"
 _VALUE_TYPES: Final[dict[int, ValueType]] = {int(t): t for t in ValueType}
 
 
-def parse_header(seeker: BufferedSeeker, retained: RetainedArrays | None = None) -> Header:
+def parse_header(
+    seeker: BufferedSeeker,
+    retained: RetainedArrays | None = None,
+    *,
+    size: float | None = None,
+    max_dims: int = MAX_DIMS,
+) -> Header:
     """Parse the header of a file, from its first byte on.
 
     Parameters
@@ -35,17 +41,21 @@ def parse_header(seeker: BufferedSeeker, retained: RetainedArrays | None = None)
         At the file's beginning; afterwards somewhere behind the header.
     retained : RetainedArrays, optional
         Keeps the bytes of metadata arrays.  Without it these need `Metadata.bind` before they are touched.
+    size : int or math.inf, optional
+        Bytes of the whole file, which tensors have to lie in, where the seeker has only its beginning.
+    max_dims : int, default 4
+        Tensors of more dimensions are refused.
 
     Raises
     ------
     GGUFError
         The bytes are not a GGUF header; `mmgguf.errors` has the kinds.
     """
-    return _Parser(seeker, retained).header()
+    return _Parser(seeker, retained, max_dims).header(seeker.size if size is None else size)
 
 
 class _Parser:
-    def __init__(self, seeker: BufferedSeeker, retained: RetainedArrays | None) -> None:
+    def __init__(self, seeker: BufferedSeeker, retained: RetainedArrays | None, max_dims: int) -> None:
         self.seeker = seeker
         self.retained = retained
         self.version, self.byte_order = self._version()
@@ -58,7 +68,7 @@ class _Parser:
         self.numbers = {type_: struct.Struct(order + row.code) for type_, row in NUMBERS.items()}
         ne = "I" if self.version == 1 else "Q"
         # What follows n_dims in a tensor info: ne, ggml type, offset.
-        self.info_tails = [struct.Struct(f"{order}{n}{ne}IQ") for n in range(MAX_DIMS + 1)]
+        self.info_tails = [struct.Struct(f"{order}{n}{ne}IQ") for n in range(max_dims + 1)]
 
     def _version(self) -> tuple[int, ByteOrder]:
         size = self.seeker.size
@@ -84,7 +94,7 @@ class _Parser:
             raise VersionError(f"GGUF version {version} at byte 4: {_READABLE}")
         return version, byte_order
 
-    def header(self) -> Header:
+    def header(self, size: float) -> Header:
         tensor_count = self.size("tensor count")
         kv_count = self.size("metadata key-value count")
         width = self.size_t.size
@@ -97,8 +107,8 @@ class _Parser:
         infos, stored, nbytes = self.tensor_infos(tensor_count)
         data_offset = align(nbytes, alignment)
         header = Header(self.version, self.byte_order, metadata, infos, alignment, data_offset, nbytes)
-        if not is_sound(header, stored, self.seeker.size):
-            check_data(header, self.seeker.size)
+        if not is_sound(header, stored, size):
+            check_data(header, size)
         return header
 
     def size(self, what: str) -> int:
@@ -235,9 +245,10 @@ class _Parser:
                 end = width + length
             name = buffer[end - length : end].decode("utf-8", "surrogateescape")
             (n_dims,) = u32(buffer, end)
-            if n_dims > MAX_DIMS:
+            if n_dims >= len(sizes):
                 raise FormatError(
-                    f"{shown(name)}: {n_dims} dimensions, at most {MAX_DIMS} (tensor info at byte {origin + position})"
+                    f"{shown(name)}: {n_dims} dimensions, at most {len(sizes) - 1} (GGML_MAX_DIMS); "
+                    f"tensor info at byte {origin + position}"
                 )
             stop = end + sizes[n_dims]
             if stop > len(buffer):

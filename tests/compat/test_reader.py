@@ -315,11 +315,11 @@ def with_offset(offset: int) -> bytes:
         (head(0, 1) + struct.pack("<QIQ", 0, ValueType.UINT64, 1), "the key is empty"),
         (head(0, 1) + struct.pack("<Q1sIIQIQB", 1, b"k", 9, 9, 1, 0, 1, 5), "array of arrays"),
         (
-            (head(1, 0) + struct.pack("<Q1sI5QIQ", 1, b"t", 5, 1, 1, 1, 1, 2, 0, 0)).ljust(128, b"\0") + bytes(8),
-            "5 dimensions",
+            (head(1, 0) + struct.pack("<Q1sI9QIQ", 1, b"t", 9, *[1] * 8, 2, 0, 0)).ljust(160, b"\0") + bytes(8),
+            "9 dimensions",
         ),
     ],
-    ids=["misaligned", "overlap", "empty-key", "nested-array", "five-dimensions"],
+    ids=["misaligned", "overlap", "empty-key", "nested-array", "nine-dimensions"],
 )
 def test_what_only_pip_reads(path: Path, raw: bytes, match: str) -> None:
     path.write_bytes(raw)

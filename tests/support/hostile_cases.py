@@ -392,7 +392,7 @@ DIMENSIONS = [
             f"n_dims-{n}",
             lambda b, n=n: b.start(1, 0).tensor(b"w", [1] * min(n, 9), n_dims=n).data(bytes(64)),
             FormatError,
-            rf"w: {n} dimensions, at most 4 \(tensor info at byte \d+\)",
+            rf"w: {n} dimensions, at most 4 \(GGML_MAX_DIMS\); tensor info at byte \d+",
         )
         for n in (5, 9, 1 << 31, U32_MAX)
     ),
