@@ -2,12 +2,18 @@
 
 It runs on an event loop in a thread of its own and ends with the ``with`` block.  What it answers is decided by a
 function from `Request` to `Reply`; `files` makes one that behaves.
+
+As a program, ``server.py FILE LATENCY RATE PADDING`` serves a file, with so many zeros behind it, as ``/model.gguf``.
+It prints its URL, then for each line that it reads the ranges that were asked for since the last one and the bytes
+that were sent, and ends with its input.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -209,3 +215,18 @@ def redirecting(respond: Callable[[Request], Reply], to: str, **headers: str) ->
         return Reply(302, {"Location": to + request.path, **headers})
 
     return answer
+
+
+def _main(path: str, latency: str, rate: str, padding: str) -> None:
+    with open(path, "rb") as file:
+        data = file.read() + bytes(int(padding))
+    with Server(files({"/model.gguf": data}), float(latency), float(rate) or None) as server:
+        print(server.url, flush=True)
+        for _ in sys.stdin:
+            print(json.dumps({"ranges": server.with_range(), "sent": server.sent}), flush=True)
+            server.requests.clear()
+            server.sent = 0
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
