@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .conversion import values
 from .dequant import target_dtype
-from .errors import ClosedError, GGUFError, NameNotFoundError, shown
+from .errors import ClosedError, GGUFError, NameNotFoundError, human_size, shown
 from .format.header import Header
 from .format.metadata import Metadata, RetainedArrays, Section
 from .format.parser import parse_header
@@ -294,6 +294,27 @@ class GGUFFile(Mapping[str, Tensor]):
     def __reduce__(self) -> tuple[Any, ...]:
         self._require_open()
         return _restore, ([shard.file.reference() for shard in self.shards], self._access, self._lock)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the bytes of each layer by ggml type with matplotlib, and give its axes; only the header is read.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw.
+        """
+        from . import notebook
+
+        return notebook.plot(os.path.basename(self.path), self, ax)
+
+    def _repr_html_(self) -> str:
+        from . import notebook
+
+        if self._closed:
+            return notebook.table_html(repr(self), (), (), 0)
+        facts = [("architecture", self.metadata.get("general.architecture")), ("size", human_size(self.nbytes))]
+        facts += [("parameters", f"{self.parameter_count:,}"), ("format", f"GGUF {self.version}, {self.byte_order}")]
+        return notebook.file_html(os.path.basename(self.path), facts, self, self.metadata._repr_html_())
 
     def __repr__(self) -> str:
         if self._closed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import ml_dtypes
@@ -429,6 +429,33 @@ class Tensor(Arithmetic):
     def __reduce__(self) -> tuple[Any, ...]:
         # By reference: where the data lies, not the data.
         return _restore, (self.info, self.storage.reference(), self.data_offset, self.byte_order)
+
+    def hist(self, bins: int | Sequence[float] = 100, ax: Any = None) -> Any:
+        """Draw a histogram of the numbers by matplotlib, and give its axes; memory does not grow with the tensor.
+
+        Parameters
+        ----------
+        bins : int or sequence of float
+            How many from the least to the greatest finite number, or their edges.
+        ax : matplotlib axes, optional
+            Where to draw.
+        """
+        from .notebook import CHUNK, hist
+
+        rows = max(1, CHUNK // max(1, self.size // max(1, self.shape[0]))) if self.ndim else 1
+
+        def pieces() -> Iterator[npt.NDArray[Any]]:
+            for start in range(0, self.shape[0], rows) if self.ndim else ():
+                yield np.asarray(self[start : start + rows]).reshape(-1)
+            if not self.ndim:
+                yield np.asarray(self.dequantize()).reshape(-1)
+
+        return hist(f"{self.name} {GGMLType(self.type).name}", pieces, bins, ax)
+
+    def _repr_html_(self) -> str:
+        from .notebook import tensor_html
+
+        return tensor_html(self)
 
     def __repr__(self) -> str:
         if isinstance(self.type, GGMLType):

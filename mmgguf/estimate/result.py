@@ -170,6 +170,19 @@ class Estimate:
         name = shown(self.architecture or "no architecture")
         return f"<Estimate of {name} with a context of {self.context:,}: {', '.join(parts)}; {total} in all>"
 
+    def _repr_html_(self) -> str:
+        from ..notebook import table_html
+
+        def row(name: str, nbytes: int | None, exact: bool) -> tuple[str, str, str]:
+            size = "not known" if nbytes is None else human_size(nbytes)
+            return name, size, "exact" if exact and nbytes is not None else "" if nbytes is None else "estimate"
+
+        parts = ("weights", "kv_cache", "recurrent_state", "output", "compute")
+        rows = [row(part.replace("_", " "), getattr(self, part), part in self.exact) for part in parts]
+        rows.append(row("all together", self.total, False))
+        title = f"{self.architecture or 'no architecture'} with a context of {self.context:,}"
+        return table_html(title, ("memory", "size", ""), rows, len(rows), opened=True)
+
     def _warned(self) -> tuple[str, ...]:
         model, context, found = self.model, self.options.context, []
         trained = model.trained_context

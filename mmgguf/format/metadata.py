@@ -254,6 +254,11 @@ class Metadata(TypedMapping):
     def __repr__(self) -> str:
         return f"<Metadata of {len(self)} keys>"
 
+    def _repr_html_(self) -> str:
+        from ..notebook import metadata_html
+
+        return metadata_html(self)
+
     def _load(self, info: ArrayInfo, source: ArraySource) -> npt.NDArray[Any] | StringArray:
         data = source.region(info.offset, info.nbytes)
         if info.element_type is ValueType.STRING:

@@ -30,7 +30,7 @@ from ..types import GGMLType, ValueType, align
 from .contents import CHUNK_SIZE, stored_chunks
 from .finite import finite_tests
 
-__all__ = ["Finding", "verify"]
+__all__ = ["Finding", "Findings", "verify"]
 
 Severity = Literal["error", "warning", "note"]
 
@@ -73,10 +73,21 @@ class Finding:
     path: str
 
 
+class Findings(list[Finding]):
+    """A list of findings, which notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        from ..notebook import records_html
+
+        bad = sum(finding.severity != "note" for finding in self)
+        title = f"{len(self)} findings, {bad} of them errors or warnings"
+        return records_html(title, self, ("severity", "code", "where", "byte", "message"))
+
+
 # ---------------------------------------------------------------- verify
 
 
-def verify(source: Source, *, data: bool = False, progress: Progress | None = None) -> list[Finding]:
+def verify(source: Source, *, data: bool = False, progress: Progress | None = None) -> Findings:
     """Find problems in a file that can be opened.
 
     Parameters
@@ -114,7 +125,7 @@ def verify(source: Source, *, data: bool = False, progress: Progress | None = No
                         done += step
                         if progress is not None:
                             progress(done, total)
-        return [finding for report in reports for finding in report.result()]
+        return Findings(finding for report in reports for finding in report.result())
 
 
 class _Report:

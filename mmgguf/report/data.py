@@ -9,13 +9,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from .. import notebook
 from ..errors import GGUFError, human_size
 from ..file import GGUFFile
 from ..format.metadata import Metadata
 from ..format.strings import StringArray
 from ..inspect import Finding, TensorDistance, TensorStats, ValueComparison
+from ..notebook import type_name
 from ..tensor import Tensor
-from ..types import GGMLType, layout_of
+from ..types import layout_of
 
 __all__ = ["METRICS", "collect", "layer_of", "nbytes_of", "type_name", "visible"]
 
@@ -41,28 +43,8 @@ _LAYER: Final = re.compile(r"(?:.*\.)?blk\.([0-9]{1,6})\.(.+)", re.DOTALL)
 
 
 def visible(text: object, limit: int = MAX_VALUE, lines: bool = False) -> str:
-    r"""A text from the file with everything escaped that would not show as itself, cut to a limit.
-
-    Controls, bidirectional and other invisible marks become ``\u202e`` and the like, bytes that are not UTF-8
-    ``\xff``; with `lines`, newlines and tabs stay.
-    """
-    whole = str(text)
-    cut = whole[:limit]
-    if not cut.isprintable():
-        cut = "".join(c if c.isprintable() or (lines and c in "\n\t") else _escape(c) for c in cut)
-    return cut if len(whole) <= limit else f"{cut}… ({len(whole):,} characters)"
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(char, f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}")
-
-
-def type_name(type_: int) -> str:
-    """The name of a ggml type, or that it is unknown."""
-    return type_.name if isinstance(type_, GGMLType) else f"unknown {int(type_)}"
+    """A text from the file as the page shows it; see `mmgguf.notebook.visible`."""
+    return notebook.visible(text, limit, lines)
 
 
 def nbytes_of(tensor: Tensor) -> int | None:
