@@ -22,7 +22,7 @@ __all__ = ["MODELS", "TinyModel", "make", "write"]
 VOCABULARY = 96
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TinyModel:
     """A configuration of transformers, and how its file differs from the others."""
 

@@ -1,0 +1,179 @@
+"""`from_gguf`: models of transformers with the logits of the originals, of transformers' own reader, and of llama.cpp.
+
+Each makes and runs models: slow.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mmgguf
+
+pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+gguf = pytest.importorskip("gguf")
+
+import torch  # noqa: E402
+
+from mmgguf.torch import PackedTensor, QuantizedEmbedding, QuantizedExperts, QuantizedLinear, from_gguf  # noqa: E402
+
+from ..support.huggingface import MODELS, TinyModel, make, write  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+by_model = pytest.mark.parametrize("tiny", MODELS, ids=lambda tiny: tiny.id)
+IDS = torch.randint(3, 96, (2, 40), generator=torch.Generator().manual_seed(7))
+GREEDY = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+@cache
+def original(tiny: TinyModel) -> Any:
+    return make(tiny)
+
+
+def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(ids).logits
+    return result
+
+
+@by_model
+def test_the_logits_are_those_of_the_original(tiny: TinyModel, tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", tiny, original(tiny))
+    assert torch.equal(logits(from_gguf(path, quantized=False)), logits(original(tiny)))
+
+
+@pytest.mark.parametrize("tiny", [tiny for tiny in MODELS if tiny.read_by_transformers], ids=lambda tiny: tiny.id)
+def test_the_logits_are_those_of_transformers_own_reader(tiny: TinyModel, tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", tiny, original(tiny), gguf.GGMLQuantizationType.Q8_0)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    assert torch.equal(logits(from_gguf(path, quantized=False)), logits(theirs.eval()))
+
+
+@by_model
+@pytest.mark.parametrize("type_", [gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0], ids=str)
+def test_packed_weights_give_the_same_tokens(type_: Any, tiny: TinyModel, tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", tiny, original(tiny), type_)
+    packed, numbers = from_gguf(path), from_gguf(path, quantized=False)
+    torch.testing.assert_close(logits(packed), logits(numbers), rtol=0, atol=1e-4)
+    prompt = IDS[:1, :8]
+    assert torch.equal(packed.generate(prompt, **GREEDY), numbers.generate(prompt, **GREEDY))
+    layers = [module for module in packed.modules() if isinstance(module, torch.nn.Linear | torch.nn.Embedding)]
+    assert {type(layer) for layer in layers} == {QuantizedLinear, QuantizedEmbedding}
+    experts = [module for module in packed.modules() if isinstance(module, QuantizedExperts)]
+    assert len(experts) == (tiny.metadata.get("expert_count", 0) and packed.config.num_hidden_layers)
+    assert all(parameter.is_floating_point() for parameter in packed.parameters())
+
+
+def test_the_model_computes_in_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
+    tiny = MODELS[0]
+    path = write(tmp_path / "model.gguf", tiny, original(tiny), gguf.GGMLQuantizationType.Q8_0)
+    model = from_gguf(path, dtype=torch.bfloat16)
+    assert logits(model).dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(logits(model).float(), logits(from_gguf(path)), rtol=0, atol=0.5)
+
+
+def test_a_checkpoint_of_a_packed_model_can_be_read_again(tmp_path: Path) -> None:
+    tiny = MODELS[0]
+    path = write(tmp_path / "model.gguf", tiny, original(tiny), gguf.GGMLQuantizationType.Q8_0)
+    model, other = from_gguf(path), from_gguf(path)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    for buffer in other.buffers():
+        if isinstance(buffer, PackedTensor):
+            buffer.zero_()
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert torch.equal(logits(other), logits(model))
+
+
+def test_gradients_reach_the_embeddings_input(tmp_path: Path) -> None:
+    tiny = MODELS[0]
+    model = from_gguf(write(tmp_path / "m.gguf", tiny, original(tiny), gguf.GGMLQuantizationType.Q8_0))
+    inputs = torch.randn(1, 5, model.config.hidden_size, requires_grad=True)
+    model(inputs_embeds=inputs).logits.sum().backward()
+    assert inputs.grad is not None
+    assert inputs.grad.abs().sum() > 0
+
+
+def test_what_is_missing_or_unknown_is_said(tmp_path: Path) -> None:
+    tiny = MODELS[0]
+    path = write(tmp_path / "m.gguf", tiny, original(tiny))
+    with mmgguf.open(path) as f:
+        rest = {name: f[name] for name in f if name != "blk.1.ffn_up.weight"}
+        mmgguf.write(tmp_path / "less.gguf", f.metadata, rest)
+        mmgguf.write(tmp_path / "more.gguf", f.metadata, {**f, "blk.1.strange.weight": np.zeros(3, np.float32)})
+        mmgguf.write(tmp_path / "other.gguf", f.metadata.replace({"general.architecture": "mamba"}), f)
+        heads = f.metadata.replace({"llama.attention.head_count_kv": [2, 2, 1]})
+        mmgguf.write(tmp_path / "heads.gguf", heads, f)
+    with pytest.raises(RuntimeError, match=r'Missing key.*"model\.layers\.1\.mlp\.up_proj\.weight"'):
+        from_gguf(tmp_path / "less.gguf")
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"blk\.1\.strange\.weight"'):
+        from_gguf(tmp_path / "more.gguf")
+    with pytest.raises(NotImplementedError, match="the architecture 'mamba' cannot be turned"):
+        from_gguf(tmp_path / "other.gguf")
+    with pytest.raises(NotImplementedError, match="num_key_value_heads differs from layer to layer"):
+        from_gguf(tmp_path / "heads.gguf")
+
+
+# A real model.
+
+PROMPT = [1, 504, 3575, 282, 4649, 314]  # "The capital of France is", after the token that begins a text
+
+
+def test_smollm2_as_transformers_reads_it(smollm2: Path) -> None:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
+    ).eval()
+    ids = torch.tensor([PROMPT])
+    packed, numbers = from_gguf(smollm2), from_gguf(smollm2, quantized=False)
+    assert torch.equal(logits(numbers, ids), logits(theirs, ids))
+    torch.testing.assert_close(logits(packed, ids), logits(theirs, ids), rtol=0, atol=1e-3)
+    expected = theirs.generate(ids, **GREEDY)
+    assert torch.equal(packed.generate(ids, **GREEDY), expected)
+    assert torch.equal(numbers.generate(ids, **GREEDY), expected)
+
+
+MEMORY = """
+import json, os, sys, threading, time
+import torch, transformers, transformers.models.llama.modeling_llama
+from mmgguf.torch import from_gguf
+import mmgguf.torch.huggingface
+
+def resident():
+    with open("/proc/self/status") as status:
+        fields = dict(line.split(":", 1) for line in status)
+    return {key: int(fields[key].split()[0]) << 10 for key in ("VmRSS", "RssAnon", "VmHWM")}
+
+torch.ones(8, 8) @ torch.ones(8, 8)
+tiny = transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                vocab_size=32)
+transformers.AutoModelForCausalLM.from_config(tiny)(torch.tensor([[1, 2]]))
+open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
+before = resident()
+model = from_gguf(sys.argv[1])
+loaded = resident()
+# Every weight is used: the file is in memory now, as far as it will be.
+total = sum(int(buffer.sum()) for buffer in model.buffers() if buffer.dtype == torch.uint8)
+print(json.dumps([before, loaded, resident(), total]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+def test_a_loaded_model_takes_little_more_memory_than_its_file(smollm2: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEMORY, str(smollm2)], check=True, capture_output=True, text=True
+    )
+    before, loaded, used, _ = json.loads(run.stdout.splitlines()[-1])
+    size = smollm2.stat().st_size
+    assert loaded["VmHWM"] - before["VmRSS"] <= 1.15 * size
+    assert used["VmHWM"] - before["VmRSS"] <= 1.15 * size
+    # Memory of its own are the rows that were put back, and little else.
+    assert loaded["RssAnon"] - before["RssAnon"] <= 0.4 * size
