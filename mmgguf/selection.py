@@ -13,7 +13,7 @@ from typing import Any
 from .errors import NameNotFoundError, shown
 from .tensor import Tensor
 
-__all__ = ["Names", "Progress", "match", "select", "walk"]
+__all__ = ["Names", "Progress", "match", "read_ahead", "select", "walk"]
 
 #: A name or a pattern with ``*``, ``?`` or ``[``, or several; None: all.
 Names = str | Iterable[str] | None
@@ -68,6 +68,13 @@ def walk(
     if key is not None:
         tensors.sort(key=key)
     return _walk(tensors, sum(tensor.nbytes for tensor in tensors), progress)
+
+
+def read_ahead(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Go through tensors of known types as they come; those of remote files are asked for some way ahead."""
+    tensors = list(tensors)
+    is_remote = any(tensor.storage.is_remote for tensor in tensors)
+    return _walk(tensors, 0, None) if is_remote else iter(tensors)
 
 
 def _walk(tensors: list[Tensor], total: int, progress: Progress | None) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from ..format.header import TensorInfo
 from ..format.metadata import Metadata
 from ..format.strings import StringArray, encode
 from ..format.values import TypedValue, encode_string, encode_value
-from ..selection import Progress
+from ..selection import Progress, read_ahead
 from ..tensor import Tensor
 from ..types import GGMLType, ValueType
 
@@ -189,11 +189,12 @@ def digest(source: Source, *, algorithm: str = "sha256", progress: Progress | No
         for key in sorted(f.metadata, key=encode):
             if not _is_layout(key):
                 whole.update(encode_string(key, "little", "") + stored.encoded(key))
+        ahead = read_ahead(known[name] for name in sorted(known, key=encode))
         for name in sorted(f, key=encode):
             if name not in known:
                 tensors[name] = None
                 continue
-            tensor = known[name]
+            tensor = next(ahead)
             one = empty.copy()  # looking the algorithm up takes longer than a small tensor
             for _, chunk in stored_chunks(tensor):
                 one.update(_little(chunk, tensor).data)
@@ -319,8 +320,9 @@ def _show_change(a: _Values, b: _Values, key: str) -> str:
 
 def _compare_tensors(a: GGUFFile, b: GGUFFile, progress: Progress | None) -> Iterator[Difference]:
     same = [name for name in a if name in b and _show_info(a[name].info) == _show_info(b[name].info)]
-    total = sum(a[name].nbytes for name in same if isinstance(a[name].type, GGMLType))
-    done = 0
+    same = [name for name in same if isinstance(a[name].type, GGMLType)]
+    total, done = sum(a[name].nbytes for name in same), 0
+    ahead, ahead_of_b = (read_ahead(f[name] for name in same) for f in (a, b))
     for name in a:
         ours = a[name]
         if name not in b:
@@ -334,6 +336,7 @@ def _compare_tensors(a: GGUFFile, b: GGUFFile, progress: Progress | None) -> Ite
         if not isinstance(ours.type, GGMLType):
             yield Difference("tensor", "unknown", name, f"{before}: data of unknown size, not compared")
             continue
+        ours, theirs = next(ahead), next(ahead_of_b)
         count, where = 0, None
         size = ours.layout.type_size
         for (first, x), (_, y) in zip(stored_chunks(ours), stored_chunks(theirs), strict=True):

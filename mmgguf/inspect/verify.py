@@ -24,7 +24,7 @@ from ..format.constants import MAGIC, MAX_KEY_SIZE, MAX_NAME_SIZE, QUANTIZATION_
 from ..format.header import Header
 from ..format.metadata import Metadata
 from ..format.strings import StringArray, decode, encode, is_utf8
-from ..selection import Progress
+from ..selection import Progress, read_ahead
 from ..tensor import Tensor
 from ..types import GGMLType, ValueType, align
 from .contents import CHUNK_SIZE, stored_chunks
@@ -117,14 +117,14 @@ def verify(source: Source, *, data: bool = False, progress: Progress | None = No
         for shard, report in zip(f.shards, reports, strict=True):
             _Structure(f, shard, report, quantized).check()
         if data:
-            total = sum(t.nbytes for t in f.values() if isinstance(t.type, GGMLType))
-            done = 0
-            for shard, report in zip(f.shards, reports, strict=True):
-                for name in shard.header.tensors:
-                    for step in _check_values(f[name], report):
-                        done += step
-                        if progress is not None:
-                            progress(done, total)
+            known = [t for t in f.values() if isinstance(t.type, GGMLType)]
+            total, done = sum(t.nbytes for t in known), 0
+            by_file = {shard.file: report for shard, report in zip(f.shards, reports, strict=True)}
+            for tensor in read_ahead(known):
+                for step in _check_values(tensor, by_file[tensor.storage]):
+                    done += step
+                    if progress is not None:
+                        progress(done, total)
         return Findings(finding for report in reports for finding in report.result())
 
 

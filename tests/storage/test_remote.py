@@ -165,12 +165,19 @@ def test_copy_on_write(held: bool, server: Server, expected: mmgguf.GGUFFile) ->
     assert not mmgguf.open(server.url + "/model.gguf")["a"].data.flags.writeable
 
 
-def test_verify_digest_and_compare(server: Server, expected: mmgguf.GGUFFile, tmp_path: Path) -> None:
+def test_verify_digest_and_compare(
+    server: Server, expected: mmgguf.GGUFFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PART", 65536)
     url = server.url + "/model.gguf"
+    server.latency = 0.01
     assert mmgguf.digest(url) == mmgguf.digest(tmp_path / "model.gguf")
     assert mmgguf.compare(url, tmp_path / "model.gguf") == []
-    found = [[(f.code, f.where, f.message) for f in mmgguf.verify(one)] for one in (url, tmp_path / "model.gguf")]
+    found = [
+        [(f.code, f.where, f.message) for f in mmgguf.verify(one, data=True)] for one in (url, tmp_path / "model.gguf")
+    ]
     assert found[0] == found[1]
+    assert server.most_at_once > 1
 
 
 def test_torch_gets_memory_of_its_own(server: Server, expected: mmgguf.GGUFFile) -> None:
