@@ -1,8 +1,9 @@
 """Open GGUF model files; every tensor is a zero-copy numpy view of the mapped file.
 
 >>> import mmgguf
->>> with mmgguf.open("model.gguf") as f:  # doctest: +SKIP
-...     f.architecture, f["blk.0.attn_q.weight"].data
+>>> with mmgguf.open("model.gguf") as f:
+...     f.architecture, f["blk.0.attn_q.weight"].data.shape
+('llama', (256, 256))
 
 What is used most is here.  The kinds of errors are in `mmgguf.errors`, the layouts of ggml types in `mmgguf.types`,
 the records that verify, digest and compare return in `mmgguf.inspect`.

@@ -64,6 +64,11 @@ def shown(text: object, quoted: bool = False) -> str:
 
     As it is where that is harmless and no quotes are asked for; otherwise quoted and escaped as `repr` does, and cut.
     Of what is no string, as an index in place of a name, the `repr` tells what it is.
+
+    Examples
+    --------
+    >>> print(shown("blk.0.attn_q.weight"), shown("\\x1b[2J"))
+    blk.0.attn_q.weight '\\x1b[2J'
     """
     if not isinstance(text, str):
         return f"{text!r:.100}"
@@ -73,7 +78,13 @@ def shown(text: object, quoted: bool = False) -> str:
 
 
 def human_size(nbytes: int) -> str:
-    """Bytes for people: 9437184 → ``9.0 MiB``."""
+    """Bytes for people: 9437184 → ``9.0 MiB``.
+
+    Examples
+    --------
+    >>> human_size(9437184), human_size(1000)
+    ('9.0 MiB', '1000 B')
+    """
     if nbytes < 1024:
         return f"{nbytes} B"
     value, units = nbytes / 1024, iter(("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
@@ -162,6 +173,11 @@ def similar_names(name: str, known: Collection[str]) -> list[str]:
 
     In bounded time for names from hostile files: long names, and those beyond the first twenty thousand, are left out;
     and of many, those that begin and end as `name` does are compared.
+
+    Examples
+    --------
+    >>> similar_names("attn_p", ["attn_q", "ffn_up"])
+    ['attn_q']
     """
     if len(name) > _SHOWN_LENGTH:
         return []

@@ -164,6 +164,12 @@ class GGUFFile(Mapping[str, Tensor]):
 
         As ollama groups them: ``blk.N`` and ``mm.N``, with whatever stands before them, are a layer; all other
         tensors go by the first part of their name.  ``f.layers()["blk.0"]["attn_q.weight"]``.
+
+        Examples
+        --------
+        >>> with mmgguf.open("model.gguf") as f:
+        ...     f.layers()["blk.0"]
+        {'attn_q.weight': <Tensor blk.0.attn_q.weight F16 (256, 256) 128.0 KiB>}
         """
         layers: dict[str, dict[str, Tensor]] = {}
         for name in self:
@@ -198,6 +204,13 @@ class GGUFFile(Mapping[str, Tensor]):
         NameNotFoundError, UnknownTypeError, TypeError
             At the call: a name that the file does not have, a tensor whose ggml type is unknown, or a dtype that is
             not offered.
+
+        Examples
+        --------
+        >>> with mmgguf.open("model.gguf") as f:
+        ...     for name, array in f.dequantize_all(names="blk.*", dtype=np.float32):
+        ...         print(name, array.shape, array.dtype)
+        blk.0.attn_q.weight (256, 256) float32
         """
         if dtype is not None:
             target_dtype(dtype)
@@ -216,6 +229,11 @@ class GGUFFile(Mapping[str, Tensor]):
             Return only when they are there.
         progress : callable, optional
             With `wait`: called with the bytes that are there and the bytes in all.
+
+        Examples
+        --------
+        >>> with mmgguf.open("model.gguf") as f:
+        ...     f.prefetch("blk.0.*", wait=True)
         """
         ranges = self._ranges(names)
         for file, some in itertools.groupby(ranges, key=lambda one: one[0]):
@@ -235,12 +253,25 @@ class GGUFFile(Mapping[str, Tensor]):
         """Let go of the memory of tensors; they are read from the file again when they are touched.
 
         Arrays stay valid.  Changes made with ``mode="c"`` are kept.
+
+        Examples
+        --------
+        >>> with mmgguf.open("model.gguf") as f:
+        ...     total = f["token_embd.weight"].dequantize().sum()
+        ...     f.release("token_embd.weight")
         """
         for file, offset, nbytes in self._ranges(names):
             file.release(offset, nbytes)
 
     def resident(self, names: Names = None) -> int:
-        """Bytes of tensors that are in the page cache; 0 where the system cannot tell."""
+        """Bytes of tensors that are in the page cache; 0 where the system cannot tell.
+
+        Examples
+        --------
+        >>> with mmgguf.open("model.gguf") as f:
+        ...     0 <= f.resident() <= f.nbytes
+        True
+        """
         return sum(file.resident(offset, nbytes) for file, offset, nbytes in self._ranges(names))
 
     def _ranges(self, names: Names) -> list[tuple[Storage, int, int]]:
@@ -272,6 +303,14 @@ class GGUFFile(Mapping[str, Tensor]):
 
         Arrays that were handed out stay valid: a mapping goes away with the last array that uses it.  The file object,
         its tensors and its metadata arrays raise `ClosedError` from now on.
+
+        Examples
+        --------
+        >>> f = mmgguf.open("model.gguf")
+        >>> norm = f["output_norm.weight"].data
+        >>> f.close()
+        >>> norm.shape, f.closed
+        ((256,), True)
         """
         self._closed = True
         for shard in self.shards:
@@ -467,6 +506,14 @@ def read_header(
     GGUFError
         The bytes are not a GGUF header; `mmgguf.errors` has the kinds.  If the header goes on behind them, it is a
         `TruncatedError`: more is needed.
+
+    Examples
+    --------
+    >>> mmgguf.read_header("model.gguf").metadata["general.architecture"]
+    'llama'
+    >>> beginning = np.fromfile("model.gguf", np.uint8, count=4096).tobytes()
+    >>> mmgguf.read_header(beginning, size=os.path.getsize("model.gguf")).tensors["output_norm.weight"].shape
+    (256,)
     """
     if isinstance(source, GGUFFile):
         source._require_open()

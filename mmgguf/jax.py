@@ -116,6 +116,12 @@ def dequantize(packed: PackedArray, *, dtype: npt.DTypeLike | None = None, backe
     -----
     XLA's code for the CPU takes numbers below 2^-126 for zero.  Of all types that concerns Q8_K alone, whose scales go
     down so far: a type of intermediate results, which no model is stored in.
+
+    Examples
+    --------
+    >>> packed = load_file("model.gguf", dequantize=False)["token_embd.weight"]
+    >>> dequantize(packed).shape
+    (8, 256)
     """
     if not isinstance(packed, PackedArray):
         raise TypeError(f"packed must be a PackedArray, got {type(packed).__name__}")
@@ -236,6 +242,11 @@ def load_file(
         The file is not valid, a name is missing, a ggml type is unknown.
     TypeError
         A dtype that is not offered.
+
+    Examples
+    --------
+    >>> load_file("model.gguf", names="*norm*")["output_norm.weight"].shape
+    (256,)
     """
     with opened(source) as f:
         tensors = Tensors(f, dtype=dtype, dequantize=dequantize, device=device)

@@ -75,6 +75,12 @@ def load_file(
         The file is not valid, a name is missing, a ggml type is unknown.
     TypeError
         A dtype that is not offered.
+
+    Examples
+    --------
+    >>> weights = mmgguf.load_file("model.gguf", names="blk.*", dtype=np.float16)
+    >>> weights["blk.0.attn_q.weight"].dtype
+    dtype('float16')
     """
     with opened(source) as f:
         return {

@@ -67,6 +67,12 @@ def save_file(
         A dtype that is not offered.
     OSError
         What the operating system refuses; the path is that of the source, under whatever name.
+
+    Examples
+    --------
+    >>> save_file("model.gguf", "model.npz", names="*norm*")
+    >>> np.load("model.npz")["output_norm.weight"].shape
+    (256,)
     """
     with opened(source) as f:
         chosen = select(f, names)

@@ -1,7 +1,7 @@
 """Convert GGUF to safetensors and back; memory does not grow with the model.
 
 >>> from mmgguf.safetensors import save_file
->>> save_file("model.gguf", "model.safetensors", dtype="bfloat16")  # doctest: +SKIP
+>>> save_file("model.gguf", "model.safetensors", dtype="bfloat16")
 
 The package safetensors writes a file only from tensors that are all in memory, so the writer is our own; the format
 is small: a u64 with the length of the header, the header as JSON (``{"name": {"dtype", "shape", "data_offsets"}}``,
@@ -129,6 +129,10 @@ def save_file(
     Notes
     -----
     Tensors are laid out by the size of their elements, then in the file's order, so that all of them are aligned.
+
+    Examples
+    --------
+    >>> save_file("model.gguf", "model.safetensors", dtype="bfloat16")
     """
     with opened(source) as f:
         dtypes = {name: result_dtype(f[name], dtype, dequantize) for name in select(f, names)}
@@ -243,6 +247,13 @@ def to_gguf(
         The package safetensors is not installed.
     OSError
         What the operating system refuses; the path is that of the source, under whatever name.
+
+    Examples
+    --------
+    >>> save_file("model.gguf", "model.safetensors")
+    >>> to_gguf("model.safetensors", "again.gguf")
+    >>> mmgguf.open("again.gguf").architecture
+    'llama'
     """
     target = None if dtype is None else np.dtype(dtype)
     if target is not None and _NAMES.get(target) not in _FLOATS:

@@ -222,6 +222,12 @@ class Tensor(Arithmetic):
         ------
         ValueError
             `rank` is not from 0 to ``world - 1``, or the tensor has no such axis.
+
+        Examples
+        --------
+        >>> with mmgguf.open("model.gguf") as f:
+        ...     f["blk.0.attn_q.weight"].partition(1, 4).shape
+        (64, 256)
         """
         if not 0 <= rank < world:
             raise ValueError(f"rank must be from 0 to world - 1, got rank {rank} of world {world}")
@@ -265,6 +271,12 @@ class Tensor(Arithmetic):
             As `mmgguf.dequantize`, before anything is written.
         ClosedError, FileChangedError
             The file was closed, or has another size than at opening.
+
+        Examples
+        --------
+        >>> with mmgguf.open("model.gguf") as f:
+        ...     f["token_embd.weight"].dequantize(np.float16).dtype
+        dtype('float16')
         """
         data = self.data
         if data.ndim:

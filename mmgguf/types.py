@@ -228,12 +228,24 @@ class Layout:
 
 
 def byte_order_character(byte_order: ByteOrder) -> Literal["<", ">"]:
-    """What `struct` and numpy call a byte order."""
+    """What `struct` and numpy call a byte order.
+
+    Examples
+    --------
+    >>> byte_order_character("big")
+    '>'
+    """
     return ">" if byte_order == "big" else "<"
 
 
 def align(n: int, alignment: int) -> int:
-    """The least multiple of `alignment` that is not below `n`."""
+    """The least multiple of `alignment` that is not below `n`.
+
+    Examples
+    --------
+    >>> align(33, 32), align(64, 32)
+    (64, 64)
+    """
     return -(-n // alignment) * alignment
 
 
@@ -302,12 +314,24 @@ _BY_ID: Final[dict[int, Layout]] = {int(type_): layout for type_, layout in LAYO
 
 
 def layout_of(type_id: int) -> Layout | None:
-    """The layout of a ggml type, or None for an id that ggml never had, or has removed."""
+    """The layout of a ggml type, or None for an id that ggml never had, or has removed.
+
+    Examples
+    --------
+    >>> layout_of(GGMLType.Q4_K).block_size, layout_of(99)
+    (256, None)
+    """
     return _BY_ID.get(type_id)
 
 
 @cache
 def stored_form(type_id: int, byte_order: ByteOrder) -> tuple[int, np.dtype[Any]] | None:
-    """Elements per item of a stored array, and the item's dtype; None for an id that is not a ggml type."""
+    """Elements per item of a stored array, and the item's dtype; None for an id that is not a ggml type.
+
+    Examples
+    --------
+    >>> stored_form(GGMLType.I16, "big")
+    (1, dtype('>i2'))
+    """
     layout = layout_of(type_id)
     return None if layout is None else (layout.block_size, layout.stored(byte_order))

@@ -71,8 +71,7 @@ def write(
 
     Examples
     --------
-    >>> write("tiny.gguf", {"general.architecture": "llama"},               # doctest: +SKIP
-    ...       {"w": np.zeros((2, 3), np.float32)})
+    >>> write("tiny.gguf", {"general.architecture": "llama"}, {"w": np.zeros((2, 3), np.float32)})
     """
     target = None
     if isinstance(path, str) and is_url(path):

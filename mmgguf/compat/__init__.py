@@ -73,6 +73,12 @@ def dequantize(data: Array, qtype: int) -> Array:
         The last axis is not a whole number of blocks.
     NotImplementedError
         A type that holds no blocks (integers, F64), or an unknown one.
+
+    Examples
+    --------
+    >>> tensor = GGUFReader("model.gguf").get_tensor(0)
+    >>> dequantize(tensor.data, tensor.tensor_type).shape
+    (8, 256)
     """
     if qtype == GGMLType.F32:
         return data.view(np.float32)
@@ -123,6 +129,14 @@ def install() -> None:
     ------
     MissingExtraError
         gguf is not installed.
+
+    Examples
+    --------
+    >>> import gguf
+    >>> install()
+    >>> gguf.GGUFReader is GGUFReader
+    True
+    >>> uninstall()
     """
     if GGUF is None:
         raise MissingExtraError("gguf", "compat")
@@ -135,7 +149,12 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Give ``gguf`` its own reader back; nothing happens if `install` was not called."""
+    """Give ``gguf`` its own reader back; nothing happens if `install` was not called.
+
+    Examples
+    --------
+    >>> uninstall()  # and again, or without `install`
+    """
     for (module, name), original in _replaced.items():
         setattr(sys.modules[module], name, original)
     _replaced.clear()

@@ -121,6 +121,13 @@ def dequantize(
     What is not a number (NaN) stays that.  Its sign and payload are kept where the result has the stored dtype, in
     either byte order.  Otherwise they may differ from ggml's and between backends: float32 to float16 loses both with
     numpy, to bfloat16 the payload with numpy and both with numba, which also makes the NaNs of float16 quiet ones.
+
+    Examples
+    --------
+    >>> with mmgguf.open("model.gguf") as f:
+    ...     t = f["token_embd.weight"]
+    ...     mmgguf.dequantize(t.data[:2], t.type, dtype=np.float16).shape
+    (2, 256)
     """
     if not isinstance(type, int | np.integer):
         raise TypeError(f"type must be a GGMLType or its number, got {type!r:.60}")

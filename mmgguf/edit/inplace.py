@@ -93,6 +93,11 @@ def recover(path: str | os.PathLike[str]) -> Literal["nothing", "undone", "finis
         The journal is damaged, or the file was changed by others meanwhile.
     OSError
         What the operating system refuses; another process is editing the file right now.
+
+    Examples
+    --------
+    >>> recover("model.gguf")
+    'nothing'
     """
     name = os.fsdecode(path)
     if read_journal(name) is None:

@@ -165,7 +165,7 @@ def replace_metadata(
 
     Examples
     --------
-    >>> replace_metadata("a.gguf", {"general.name": "n"}).in_place                       # doctest: +SKIP
+    >>> replace_metadata("model.gguf", {"general.name": "n"}).in_place
     True
     """
     edit = plan_edit(path, changes, remove=remove, rename=rename, output=output, reserve=reserve, force=force)
@@ -184,7 +184,14 @@ def plan_edit(
     reserve: int = 0,
     force: bool = False,
 ) -> Edit:
-    """`replace_metadata` up to the point where something would be written; see there."""
+    """`replace_metadata` up to the point where something would be written; see there.
+
+    Examples
+    --------
+    >>> edit = plan_edit("model.gguf", {"general.name": "n"})
+    >>> [(change.kind, change.key) for change in edit.changes]
+    [('changed', 'general.name')]
+    """
     changes, remove, rename = dict(changes or {}), list(remove), dict(rename or {})
     if output is None:
         # An edit that was interrupted comes first.

@@ -84,8 +84,8 @@ def split(
 
     Examples
     --------
-    >>> split("model.gguf", "out/model", max_size=2 << 30)                               # doctest: +SKIP
-    ['out/model-00001-of-00003.gguf', ...]
+    >>> split("model.gguf", "part", max_tensors=2)
+    ['part-00001-of-00002.gguf', 'part-00002-of-00002.gguf']
     """
     with opened(source) as f:
         parts = plan_split(f, max_size=max_size, max_tensors=max_tensors, at_layers=at_layers, empty_first=empty_first)
@@ -117,7 +117,14 @@ def plan_split(
     at_layers: bool = False,
     empty_first: bool = False,
 ) -> list[list[Tensor]]:
-    """Which tensors go into which shard; see `split`."""
+    """Which tensors go into which shard; see `split`.
+
+    Examples
+    --------
+    >>> with mmgguf.open("model.gguf") as f:
+    ...     [[t.name for t in part] for part in plan_split(f, max_tensors=2)]
+    [['token_embd.weight', 'blk.0.attn_q.weight'], ['output_norm.weight']]
+    """
     if max_size is None and max_tensors is None and not at_layers:
         raise ValueError("one of max_size, max_tensors and at_layers is needed")
     for what, limit in (("max_size", max_size), ("max_tensors", max_tensors)):
@@ -175,6 +182,13 @@ def merge(
     -----
     What `split` made becomes, byte by byte, the file that was split, if that was laid out as this library and llama.cpp
     write: tensors in the order of their offsets, without holes, padded at the end, and without ``split.*`` keys.
+
+    Examples
+    --------
+    >>> parts = split("model.gguf", "part", max_tensors=2)
+    >>> merge(parts[0], "whole.gguf")
+    >>> mmgguf.compare("model.gguf", "whole.gguf")
+    []
     """
     with opened(source) as f:
         _write(f, [(os.fsdecode(output), _whole(f), list(f.values()))], force, progress)
@@ -207,6 +221,13 @@ def extract(
         A name that the model does not have, or a pattern that fits none.
     UnknownTypeError, FileExistsError, GGUFError, OSError
         As `split`.
+
+    Examples
+    --------
+    >>> extract("model.gguf", "norms.gguf", names="*norm*")
+    >>> with mmgguf.open("norms.gguf") as f:
+    ...     list(f)
+    ['output_norm.weight']
     """
     with opened(source) as f:
         tensors = [f[name] for name in select(f, names)]
@@ -238,6 +259,12 @@ def convert_byte_order(
     ------
     UnknownTypeError, FileExistsError, GGUFError, OSError
         As `split`.
+
+    Examples
+    --------
+    >>> convert_byte_order("model.gguf", "big.gguf", byte_order="big")
+    >>> mmgguf.open("big.gguf").byte_order
+    'big'
     """
     with opened(source) as f:
         _require_known(f.values())

@@ -1,7 +1,8 @@
 """The memory that a model needs to run in llama.cpp, from its header: to the byte where that can be known.
 
->>> e = mmgguf.estimate("model.gguf", context=8192)  # doctest: +SKIP
->>> e.weights, e.kv_cache, e.total, sorted(e.exact)  # doctest: +SKIP
+>>> e = mmgguf.estimate("model.gguf", context=8192)
+>>> e.weights, e.kv_cache, sorted(e.exact)
+(133248, 8388608, ['kv_cache', 'output', 'recurrent_state', 'weights'])
 
 `architectures` has a row for each architecture that is known, `hyperparameters` reads the metadata, `cache` and
 `weights` have the arithmetic, `compute` the one part that is estimated, and `placement` deals layers out to devices.
@@ -94,8 +95,9 @@ def estimate(
 
     Examples
     --------
-    >>> e = mmgguf.estimate("model.gguf", context=8192, cache_type_k="q8_0")      # doctest: +SKIP
-    >>> e.kv_cache, e.place([24 << 30]).offloaded, e.largest_context([24 << 30])  # doctest: +SKIP
+    >>> e = mmgguf.estimate("model.gguf", context=8192, cache_type_k="q8_0")
+    >>> e.kv_cache, e.place([24 << 30]).offloaded, e.largest_context([24 << 30])
+    (6422528, 2, 128)
     """
     k, v = cache_type(cache_type_k), cache_type(cache_type_v)
     beside = sum(_beside(one) for one in add)

@@ -280,7 +280,8 @@ class Estimate:
 
         Examples
         --------
-        >>> mmgguf.estimate("model.gguf", context=8192).place([24 << 30, 16 << 30])       # doctest: +SKIP
+        >>> mmgguf.estimate("model.gguf", context=8192).place([24 << 30, 16 << 30]).offloaded
+        2
         """
         return place(self._parts(experts), self._fixed(), devices, reserve=reserve, split=split, layers=layers)
 

@@ -174,6 +174,13 @@ def digest(source: Source, *, algorithm: str = "sha256", progress: Progress | No
         `hashlib` has no such algorithm, or its digests have any length.
     GGUFError, OSError
         The file cannot be opened, or changed meanwhile.
+
+    Examples
+    --------
+    >>> mmgguf.digest("model.gguf").algorithm
+    'sha256'
+    >>> mmgguf.digest("model.gguf", algorithm="md5").tensors["output_norm.weight"]
+    '54a4dad91b4975e74b572c96cc9873d7'
     """
     import hashlib
 
@@ -243,6 +250,12 @@ def compare(a: Source, b: Source, *, progress: Progress | None = None) -> list[D
     ------
     GGUFError, OSError
         A file cannot be opened, or changed meanwhile.
+
+    Examples
+    --------
+    >>> mmgguf.write("other.gguf", {"general.architecture": "llama", "general.name": "x"}, {})
+    >>> [d.message for d in mmgguf.compare("model.gguf", "other.gguf") if d.name == "general.name"]
+    ["STRING 'Tiny' → STRING 'x'"]
     """
     with opened(a, storage="read") as first, opened(b, storage="read") as second:
         return [*compare_metadata(first, second), *_compare_tensors(first, second, progress)]

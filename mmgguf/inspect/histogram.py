@@ -36,6 +36,11 @@ def bucket_edges() -> npt.NDArray[np.float64]:
 
     The bucket of a number is the one whose edge nearer to zero is the number's or the next below it in magnitude:
     ``[a, b)`` for positive numbers and ``(a, b]`` for negative ones.
+
+    Examples
+    --------
+    >>> bucket_edges().shape, bool(np.all(np.diff(bucket_edges()) > 0))
+    ((2041,), True)
     """
     ends = np.append(np.arange(FINITE, dtype=np.uint32) << REST_BITS, np.uint32(_INFINITE_BITS - 1))
     positive = ends.astype(np.uint32).view(np.float32).astype(np.float64)

@@ -53,7 +53,14 @@ class Importance:
 
 
 def is_imatrix(metadata: Metadata) -> bool:
-    """Whether a file is an importance matrix, by ``general.type``."""
+    """Whether a file is an importance matrix, by ``general.type``.
+
+    Examples
+    --------
+    >>> with mmgguf.open("model.gguf") as f:
+    ...     is_imatrix(f.metadata)
+    False
+    """
     return metadata.get("general.type") == "imatrix"
 
 
@@ -76,6 +83,14 @@ def importance(source: Source) -> list[Importance]:
         The file is none: no tensor has a name that ends in ``.in_sum2``, or one lacks its ``.counts``.
     GGUFError, OSError
         The file cannot be read.
+
+    Examples
+    --------
+    >>> sums = np.array([[4.0, 0.0]], np.float32)
+    >>> tensors = {"w.in_sum2": sums, "w.counts": np.array([[2.0]], np.float32)}
+    >>> mmgguf.write("imatrix.gguf", {"general.type": "imatrix"}, tensors)
+    >>> [(row.name, row.total) for row in importance("imatrix.gguf")]
+    [('w', 2.0)]
     """
     with opened(source) as f:
         rows = [_one(f, name.removesuffix(_SUMS)) for name in f if name.endswith(_SUMS)]

@@ -157,8 +157,10 @@ def compare_values(
 
     Examples
     --------
-    >>> compare_values("F16.gguf", "Q4_1.gguf").summary                                # doctest: +SKIP
-    'Q4_1.gguf is F16.gguf in Q4_1: 211 tensors differ, worst blk.3.ffn_down.weight NMSE 0.012'
+    >>> doubled = {"output_norm.weight": np.full(256, 2, np.float32)}
+    >>> mmgguf.write("doubled.gguf", {}, doubled)
+    >>> compare_values("model.gguf", "doubled.gguf", names="output_norm.weight").summary
+    'doubled.gguf is model.gguf in F32: 1 tensor differs, worst output_norm.weight NMSE 1'
     """
     with opened(a) as first, opened(b) as second:
         structure = _structure(first, second, names)

@@ -110,6 +110,11 @@ def verify(source: Source, *, data: bool = False, progress: Progress | None = No
         The file cannot be opened, or changed meanwhile.
     OSError
         What the operating system refuses.
+
+    Examples
+    --------
+    >>> [(finding.severity, finding.code) for finding in mmgguf.verify("model.gguf")]
+    [('note', 'file-name')]
     """
     with opened(source, storage="read") as f:
         reports = [_Report(shard.path) for shard in f.shards]

@@ -67,7 +67,7 @@ def write_page(
 
     Examples
     --------
-    >>> write_page("model.gguf", "report.html")                                        # doctest: +SKIP
+    >>> write_page("model.gguf", "report.html")
     """
     target = os.fsdecode(output)
     if not force and os.path.lexists(target):

@@ -189,6 +189,11 @@ def load_file(
         The file is not valid, a name is missing, a ggml type is unknown.
     TypeError
         A dtype that is not offered.
+
+    Examples
+    --------
+    >>> load_file("model.gguf", names="*norm*", dtype=torch.bfloat16)["output_norm.weight"].dtype
+    torch.bfloat16
     """
     with opened(source, mode="c") as f:
         tensors = Tensors(f, dtype=dtype, dequantize=dequantize, device=device)
