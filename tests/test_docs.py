@@ -28,7 +28,19 @@ Document = pytest.importorskip("sybil.document").Document
 
 ROOT = Path(__file__).parents[1]
 # Blocks that need one of these are skipped where it is not installed.
-OPTIONAL = {"dask", "diffusers", "distributed", "fsspec", "gguf", "jax", "ray", "safetensors", "torch", "transformers"}
+OPTIONAL = {
+    "bokeh",
+    "dask",
+    "diffusers",
+    "distributed",
+    "fsspec",
+    "gguf",
+    "jax",
+    "ray",
+    "safetensors",
+    "torch",
+    "transformers",
+}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->\s*\Z")
 # What .ci/run does, what needs a package registry, and what waits for a person.
