@@ -188,8 +188,7 @@ def _read(
     rows = part
     if part and unit > 1:
         rows = (*part[:-1], slice(part[-1].start // unit, part[-1].stop // unit))
-    data, key = tensor._data_for(rows)
-    stored = np.ascontiguousarray(data[key])
+    stored = np.ascontiguousarray(tensor.data_at(rows))
     if dtype is None or stored.dtype == dtype:
         # A task's result outlives the file, which others may change.
         return stored.copy() if stored.base is not None else stored

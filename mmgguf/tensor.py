@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -12,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from . import indexing
 from .arithmetic import Arithmetic
 from .dequant import DTYPES, dequantize
 from .errors import human_size, shown
@@ -156,39 +156,24 @@ class Tensor(Arithmetic):
         shape = info.ne[::-1]
         return (shape if block_size == 1 else (*shape[:-1], shape[-1] // block_size)), dtype
 
-    def _data_for(self, key: Any) -> tuple[npt.NDArray[Any], Any]:
-        """As much of the stored form as an index needs, and the index into that.
+    def data_at(self, key: Any) -> npt.NDArray[Any]:
+        """``data[key]``; with ``storage="read"`` no more is read than integers, a slice or a list of rows choose.
 
-        A mapping hands out all of it for nothing.  With ``storage="read"`` only what integers in front and the slice
-        after them choose is read, or of a list or mask of rows these.
+        Examples
+        --------
+        >>> with mmgguf.open("model.gguf", storage="read") as f:
+        ...     f["token_embd.weight"].data_at([5, 1])["d"].shape
+        (2, 1)
         """
-        parts = key if isinstance(key, tuple) else (key,)
-        if self.storage.is_memory or not parts:
-            return self.data, key
-        shape, dtype = self._stored_form()
-        start, depth = 0, 0
-        if all(part is None or part is Ellipsis or isinstance(part, slice) or _is_integer(part) for part in parts):
-            for part, length in zip(parts, shape, strict=False):
-                if not _is_integer(part) or not -length <= part < length:
-                    break
-                depth += 1
-                start += int(part) % length * math.prod(shape[depth:])
-        inner, rest = shape[depth:], parts[depth:]
-        first, size = rest[0] if rest and inner else None, math.prod(inner[1:])
-        if isinstance(first, slice):
-            wanted = range(*first.indices(inner[0]))
-            low, high = _extent(wanted)
-            data = self._stored(start + low * size, (high - low, *inner[1:]))
-            # Downwards it begins at the last of the rows that were read.
-            return data, (slice(None, None, wanted.step), *rest[1:])
-        rows = _row_numbers(first, inner[0]) if first is not None else None
-        if rows is None:
-            return self._stored(start, inner), rest
-        rows, where = np.unique(rows, return_inverse=True)
-        chosen = np.empty((len(rows), *inner[1:]), dtype)
-        for place, row in enumerate(rows.tolist()):
-            chosen[place] = self._stored(row * size, inner[1:])
-        return chosen, (where, *rest[1:])
+        if self.storage.is_memory:
+            return self.data[key]  # type: ignore[no-any-return]
+        part = indexing.part(key, self._stored_form()[0])
+        if part.rows is None:
+            return self._stored(part.start, part.shape)[part.key]  # type: ignore[no-any-return]
+        chosen = np.empty((len(part.rows), *part.shape), self._stored_form()[1])
+        for place, row in enumerate(part.rows.tolist()):
+            chosen[place] = self._stored(row * math.prod(part.shape), part.shape)
+        return chosen[part.key]  # type: ignore[no-any-return]
 
     def _stored(self, start: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """A part of the stored form that begins at item `start`."""
@@ -317,71 +302,17 @@ class Tensor(Arithmetic):
         of the whole tensor.
         """
         if self.layout.is_plain:
-            data, key = self._data_for(key)
-            result: npt.NDArray[Any] = data[key]
+            result = self.data_at(key)
             return result.astype(_BFLOAT16) if self._is_swapped_bfloat16 else result
-        leading, last = self._split_key(key)
-        if last is None:
+        try:
+            selection = indexing.select(key, self.shape, self.layout.block_size)
+        except IndexError as error:
+            raise IndexError(f"{shown(self.name)}: {error}") from None
+        if selection is None:
             whole: npt.NDArray[Any] = self._dequantize(self.data)[key]
             return whole
-        length = self.shape[-1]
-        if isinstance(last, int):
-            position = last + length if last < 0 else last
-            if not 0 <= position < length:
-                raise IndexError(
-                    f"{shown(self.name)}: index {last} is out of bounds for the last axis of size {length}"
-                )
-            values = self._columns(leading, slice(position, position + 1))[..., 0]
-            # As from numpy: where no axis is left, a scalar, unless an ellipsis asks for an array.
-            array = values.ndim or (isinstance(key, tuple) and any(part is Ellipsis for part in key))
-            return values if array else values[()]
-        return self._columns(leading, last)
-
-    def _columns(self, leading: tuple[Any, ...], last: slice) -> npt.NDArray[Any]:
-        """The numbers of rows, and of these a slice."""
-        block_size = self.layout.block_size
-        wanted = range(*last.indices(self.shape[-1]))
-        low, high = _extent(wanted)
-        first = low // block_size
-        data, key = self._data_for((*leading, slice(first, -(-high // block_size))))
-        begin, end = wanted.start - first * block_size, wanted.stop - first * block_size
-        # Downwards to the first number of all, a slice has no end.
-        cut = slice(begin, None if end < 0 else end, wanted.step) if wanted else slice(0, 0)
-        return self._dequantize(data[key])[..., cut]
-
-    def _split_key(self, key: Any) -> tuple[tuple[Any, ...], int | slice | None]:
-        """The part of an index that selects rows, and the part for the last axis; None for what mixes the two."""
-        parts = list(key) if isinstance(key, tuple) else [key]
-        for part in parts:
-            if isinstance(part, str | bytes | float | complex):
-                raise IndexError(f"{shown(self.name)}: an index is an integer, a slice or an array, got {part!r:.60}")
-            if part is None or (
-                not isinstance(part, slice) and np.asarray(part).dtype == np.bool_ and np.ndim(part) != 1
-            ):
-                return (), None
-        ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
-        if len(parts) - len(ellipses) > self.ndim or len(ellipses) > 1:
-            raise IndexError(f"{shown(self.name)}: {len(parts)} indices for a tensor of {self.ndim} dimensions")
-        if ellipses:
-            at = ellipses[0]
-            if len(parts) > self.ndim:
-                return (), None  # it stands for no axis, but to numpy it still parts the indices beside it
-            parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
-        parts += [slice(None)] * (self.ndim - len(parts))
-        for axis, part in enumerate(parts):
-            if not isinstance(part, slice) and np.asarray(part).dtype == np.bool_:
-                if len(part) != self.shape[axis]:
-                    return (), None  # numpy says what is wrong with it
-                parts[axis] = np.flatnonzero(part)
-        *leading, last = parts
-        if isinstance(last, slice):
-            # Appended to the selection of rows, a slice keeps its axis at the end, where the blocks are.
-            return tuple(leading), last
-        arrays = [axis for axis, part in enumerate(leading) if not isinstance(part, slice) and np.ndim(part)]
-        # To numpy an integer beside arrays is one too.  If the first axis has an array, this changes no axis's place.
-        if np.ndim(last) or (arrays and arrays[0]):
-            return (), None
-        return tuple(leading), operator.index(last)
+        values: npt.NDArray[Any] = self._dequantize(self.data_at(selection.blocks))[selection.cut]
+        return values[()]  # as from numpy: where no axis is left, a scalar
 
     def __len__(self) -> int:
         if not self.info.ne:
@@ -477,27 +408,3 @@ class Tensor(Arithmetic):
 
 def _restore(info: TensorInfo, reference: Reference, data_offset: int, byte_order: ByteOrder) -> Tensor:
     return Tensor(info, open_same(reference), data_offset, byte_order)
-
-
-def _extent(wanted: range) -> tuple[int, int]:
-    """The least number of a range, and one more than the greatest."""
-    if not wanted:
-        return 0, 0
-    low, high = sorted((wanted[0], wanted[-1]))
-    return low, high + 1
-
-
-def _is_integer(part: Any) -> bool:
-    return isinstance(part, int | np.integer) and not isinstance(part, bool)
-
-
-def _row_numbers(part: Any, length: int) -> npt.NDArray[np.intp] | None:
-    """The rows that a list or a mask chooses, counted from 0; None for any other index, and for a wrong one."""
-    if not isinstance(part, list | np.ndarray) or np.ndim(part) != 1:
-        return None
-    array = np.asarray(part)
-    if array.dtype == np.bool_ and len(array) == length:
-        return np.flatnonzero(array)
-    if array.dtype.kind not in "iu" or not len(array) or array.min() < -length or array.max() >= length:
-        return None
-    return array.astype(np.intp) % length
