@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ copyright = "The mmgguf developers"
 version = release = mmgguf.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # pages in MyST, and notebooks, which are executed
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "numpydoc",
@@ -37,6 +38,10 @@ html_copy_source = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
+nb_execution_mode = "auto"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+os.environ["PYTHONPATH"] = str(HERE.parent)  # for the processes in which notebooks run
 suppress_warnings = ["myst.header"]  # included pages (the changelog) begin with a heading of their own level
 
 autosummary_generate = True
@@ -46,7 +51,19 @@ autodoc_member_order = "bysource"
 # Adapters are documented whether or not the framework is installed where the site is built.
 autodoc_mock_imports = [
     name
-    for name in ("torch", "jax", "safetensors", "gguf", "dask", "distributed", "fsspec", "numba", "typer", "rich")
+    for name in (
+        "torch",
+        "jax",
+        "safetensors",
+        "gguf",
+        "dask",
+        "distributed",
+        "fsspec",
+        "numba",
+        "typer",
+        "rich",
+        "bokeh",
+    )
     if importlib.util.find_spec(name) is None
 ]
 numpydoc_show_class_members = False  # the template of classes lists them
