@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,6 +21,9 @@ from .storage.urls import is_url, shown_url, split_query
 
 __all__ = ["Shard", "open_shards", "parse_storage"]
 
+#: Shards of a remote file: how many there may be, and how many are opened at a time.
+_MOST_REMOTE: Final = 1000
+_REMOTE_AT_ONCE: Final = 8
 #: A name may speak of 99999 shards, and a network's file system be slow.
 _COUNTED_MISSING: Final = 100
 
@@ -92,16 +97,20 @@ def _open_rest(given: Shard, count: int, opener: Opener) -> list[Shard]:
     if given.file.location is None:
         raise SplitError(f"{given.path}: one shard of {count} (split.count); open it by path or URL to find the others")
     location, query = split_query(given.file.location)
-    name = shard_name(split_query(given.path)[0] if is_url(location) else location, count)
+    name = shard_name(split_query(shown_url(location))[0], count)
     name = replace(name, prefix=location[: len(location) - len(name.path(name.no)) + len(name.prefix)])
-    places = [name.path(no) + query for no in range(1, count + 1)]
-    if not is_url(location):
+    places = [name.path(no) + query for no in range(1, count + 1) if no != name.no]
+    if is_url(location):
+        opened = _open_remote(places, given, count, opener)
+    else:
         _require_all(places, given, count)
+        opened = (parse_storage(opener.open(place)) for place in places)
     shards: list[Shard] = []
     try:
-        for no in range(1, count + 1):
-            shards.append(given if no == name.no else _open_beside(places[no - 1], given, count, opener))
-            _check_shard(shards[-1], no, name)
+        with contextlib.closing(opened):
+            for no in range(1, count + 1):
+                shards.append(given if no == name.no else next(opened))
+                _check_shard(shards[-1], no, name)
         _check_together(shards)
     except BaseException:
         for shard in shards:
@@ -118,13 +127,28 @@ def _require_all(paths: list[str], given: Shard, count: int) -> None:
         raise SplitError(f"{missing[0]}{others}: missing; {given.path} is one shard of {count}")
 
 
-def _open_beside(location: str, given: Shard, count: int, opener: Opener) -> Shard:
-    if not is_url(location):
-        return parse_storage(opener.open(location))
-    try:
-        return parse_storage(opener.open(location))
-    except FileNotFoundError:
-        raise SplitError(f"{shown_url(location)}: missing; {given.path} is one shard of {count}") from None
+def _open_remote(places: list[str], given: Shard, count: int, opener: Opener) -> Generator[Shard, None, None]:
+    """Shards in order, several of them opened at a time; those that nobody took are closed at the end."""
+    if count > _MOST_REMOTE:
+        raise SplitError(f"{given.path}: one shard of {count}, at most {_MOST_REMOTE} are opened from afar")
+
+    def open_one(place: str) -> Shard:
+        try:
+            return parse_storage(opener.open(place))
+        except FileNotFoundError:
+            raise SplitError(f"{shown_url(place)}: missing; {given.path} is one shard of {count}") from None
+
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_REMOTE_AT_ONCE, "mmgguf-shards") as pool:
+        futures = collections.deque(pool.submit(open_one, place) for place in places)
+        try:
+            while futures:
+                yield futures.popleft().result()
+        finally:
+            for future in futures:
+                if not future.cancel() and future.exception() is None:
+                    future.result().file.close()
 
 
 def _check_shard(shard: Shard, no: int, name: ShardName) -> None:

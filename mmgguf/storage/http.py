@@ -211,6 +211,8 @@ class _Document(HttpTransport):
             raise Transient(f"HTTP status {response.status}", _retry_after(response))
         if response.status not in (200, 206):
             raise self._refused(response.status)
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise RemoteError(f"{self.shown}: comes encoded, which was not asked for")
         size = response.content_length
         if size is not None and size > stop:
             raise RemoteError(f"{self.shown}: a document of {size} bytes, at most {stop} are read")

@@ -46,11 +46,15 @@ _MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where a model is: its `path` on this machine, or its `url`, to be asked with `headers`."""
+    """Where a model is: its `path` on this machine, or its `url`, to be asked with `headers`.
+
+    `name` is a name of the file itself, beside which the other shards are.
+    """
 
     path: str | None = None
     url: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    name: str | None = None
 
 
 def resolve(source: str, *, storage_options: Mapping[str, Any] | None = None, timeout: float = 30.0) -> str:
@@ -156,7 +160,7 @@ def _entry(root: Path, parts: Iterable[str]) -> Path | None:
 def _document(url: str, headers: dict[str, str], options: Mapping[str, Any], transfer: Transfer) -> bytes:
     fsspec = require_fsspec()
     try:
-        fs = fsspec.filesystem("https", **options)
+        fs = fsspec.filesystem("https", **{name: value for name, value in options.items() if name != "token"})
     except ImportError:
         raise MissingExtraError("aiohttp", "remote") from None
     from .http import fetch_document
@@ -267,7 +271,7 @@ def _find_hub(text: str, options: Mapping[str, Any], transfer: Transfer) -> Foun
 
     headers = build_hf_headers(token=token, library_name="mmgguf")
     url = f"{endpoint}/{repository}/resolve/{quote(revision, safe='')}/{quote(path)}"
-    return Found(url=url, headers=headers)
+    return Found(url=url, headers=headers, name=f"hf://{repository}@{quote(revision, safe='')}/{path}")
 
 
 def _list_hub(

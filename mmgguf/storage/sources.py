@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GGUFError, MissingExtraError, RemoteError
@@ -37,7 +37,7 @@ class Opener:
 
     kind: StorageKind | None
     mode: Mode
-    options: Mapping[str, Any] | None
+    options: Mapping[str, Any] | None = field(repr=False)  # which may hold credentials
     transfer: Transfer
 
     def open(self, source: Any) -> Storage:
@@ -86,9 +86,14 @@ def open_url(url: str, kind: StorageKind | None, mode: Mode, options: Mapping[st
             found = find(url, options, transfer)
             if found.path is not None:
                 return open_path(found.path, kind, mode)
-            return _open_remote(
-                lambda: _http(found.url, url, {}, transfer, found.headers), url, kind, options, mode, transfer
-            )
+            others = {name: value for name, value in options.items() if name != "token"}
+
+            def connect() -> Transport:
+                return _http(found.url, url, others, transfer, found.headers)
+
+            storage = _open_remote(connect, url, kind, options, mode, transfer)
+            storage.location = found.name
+            return storage
     fs, path = file_system(url, options)
     local = _local_path(fs, path, url, options)
     if local is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf.errors import GGUFError, RemoteError, StoreError
+from mmgguf.errors import GGUFError, RemoteError, SplitError, StoreError
 from mmgguf.storage import transport
 from mmgguf.storage.local import MappedFile
 from mmgguf.storage.names import choose_file, hint
@@ -327,6 +328,33 @@ def test_from_the_hub(name: str, path: str, hub: Server, data: bytes) -> None:
     with mmgguf.open(name) as f:
         assert f["w"].data.tobytes() in data
         assert f.path == name
+
+
+def test_a_split_model_by_its_quantization(hub: Server, tmp_path: Path) -> None:
+    """Neither the name nor its address says where the other shards are; the file that was chosen does."""
+    for no in range(3):
+        metadata = {"split.no": np.uint16(no), "split.count": np.uint16(3), "split.tensors.count": np.int32(3)}
+        path = tmp_path / f"m-Q2_K-{no + 1:05d}-of-00003.gguf"
+        mmgguf.write(path, metadata, {f"t{no}": np.full(4, no, np.float32)})
+        hub.respond.files[path.name] = path.read_bytes()  # type: ignore[attr-defined]
+    with mmgguf.open("hf://org/repo:Q2_K") as f:
+        assert [tensor.data[0] for tensor in f.values()] == [0, 1, 2]
+        assert pickle.loads(pickle.dumps(f))["t2"].data[0] == 2
+    del hub.respond.files["m-Q2_K-00002-of-00003.gguf"]  # type: ignore[attr-defined]
+    with pytest.raises(SplitError, match=r"hf://org/repo@main/m-Q2_K-00002-of-00003\.gguf: missing"):
+        mmgguf.open("hf://org/repo:Q2_K")
+
+
+def test_pickles_have_no_token(hub: Server, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.respond.token = "t0ken"  # type: ignore[attr-defined]
+    pickled = pickle.dumps(mmgguf.open("hf://org/repo", storage_options={"token": "t0ken"}))
+    assert b"t0ken" not in pickled
+    with pytest.raises(PermissionError):
+        pickle.loads(pickled)
+    monkeypatch.delenv("HF_HUB_DISABLE_IMPLICIT_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setenv("HF_TOKEN", "t0ken")
+    assert pickle.loads(pickled)["w"].data.tobytes() in data
 
 
 def test_tokens(hub: Server, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

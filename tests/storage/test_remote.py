@@ -225,7 +225,7 @@ def test_shards_are_found_beside_the_first(tmp_path: Path) -> None:
     contents = _split(tmp_path)
     with Server(files(contents)) as server:
         for no in (1, 2):
-            with mmgguf.open(f"{server.url}/m-0000{no}-of-00002.gguf?download=true") as f:
+            with mmgguf.open(f"{server.url.replace('//', '//me:pw@')}/m-0000{no}-of-00002.gguf?download=true") as f:
                 assert [tensor.data[0] for tensor in f.values()] == [0, 1]
         assert {request.path.partition("?")[2] for request in server.requests} == {"download=true"}
         del contents["/m-00002-of-00002.gguf"]
