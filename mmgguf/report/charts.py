@@ -232,8 +232,10 @@ def _heat_figure(data: dict[str, list[Any]], kinds: list[str], field: str, name:
     counts = data.get("matrix", [True] * len(data[field]))
     values = [v for v, c in zip(data[field], counts, strict=True) if c and math.isfinite(v)]
     values = values or [v for v in data[field] if math.isfinite(v)] or [0.0]
+    # What is great stands out from the page: dark on light, and light on dark, where the page inverts the chart.
+    palette = list(reversed(bokeh.palettes.Viridis256))
     mapper = bokeh.models.LinearColorMapper(
-        palette="Viridis256", low=min(values), high=max(values) or 1, nan_color="#00000000", name=f"{name}-mapper"
+        palette=palette, low=min(values), high=max(values) or 1, nan_color="#00000000", name=f"{name}-mapper"
     )
     figure = _figure(height=90 + 20 * len(kinds), y_range=kinds[::-1], x_axis_label="layer", tools="hover,tap")
     source = bokeh.models.ColumnDataSource(data, name=f"{name}-source")

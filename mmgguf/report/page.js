@@ -124,10 +124,8 @@
   // Charts.
 
   const models = [];
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const paint = (printing = false) => {
-    const isDark = dark.matches && !printing;
-    const text = isDark ? "#c9d1d9" : "#333333", line = isDark ? "#565e68" : "#a0a7b0", grid = isDark ? "#2b3038" : "#e6e9ec";
+  const paint = () => {
+    const text = "#333333", line = "#a0a7b0", grid = "#e6e9ec";
     const set = (model, values) => {
       for (const [key, value] of Object.entries(values)) if (key in model.properties) model[key] = value;
     };
@@ -292,9 +290,6 @@
   }
 
   paint();
-  dark.addEventListener("change", () => paint());
-  addEventListener("beforeprint", () => paint(true));
-  addEventListener("afterprint", () => paint());
   document.documentElement.dataset.ready = "yes";
 })().catch((error) => {
   // Old browsers, mostly: DecompressionStream came in 2023 to the last of them.
