@@ -66,11 +66,10 @@ class Opener:
         except FileNotFoundError as error:
             missing = error
         # Outside of the handler, so that an error of the search for a hint would be no error of an error.
-        if isinstance(source, str):
-            from .names import hint
+        from .names import hint
 
-            if text := hint(path):
-                raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)} ({text})", path)
+        if text := hint(path):
+            raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)} ({text})", path)
         raise missing
 
 

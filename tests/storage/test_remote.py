@@ -618,6 +618,11 @@ def test_urls_that_lead_nowhere(url: str, error: type[Exception], message: str) 
     assert isinstance(caught.value, GGUFError | OSError | ValueError)
 
 
+def test_a_url_is_no_path() -> None:
+    with pytest.raises(FileNotFoundError, match=r"for a URL, type https://host/model\.gguf"):
+        mmgguf.open(Path("https://host/model.gguf"))
+
+
 @pytest.mark.parametrize(("option", "value"), [("timeout", 0), ("timeout", -1), ("max_concurrency", 0)])
 def test_limits_that_are_none(option: str, value: float, server: Server) -> None:
     with pytest.raises(ValueError, match=option):
