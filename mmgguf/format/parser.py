@@ -211,7 +211,7 @@ class _Parser:
         """
         seeker, size_t, u32 = self.seeker, self.size_t.unpack_from, self.u32.unpack_from
         width, sizes = self.size_t.size, [4 + tail.size for tail in self.info_tails]
-        longest, limit = sizes[-1], seeker.size
+        longest, limit, most_dims = sizes[-1], seeker.size, len(sizes) - 1
         infos: dict[str, bytes | TensorInfo] = {}
         stored: list[list[bytes]] = [[] for _ in sizes]
         buffer, position, origin = b"", 0, seeker.tell()
@@ -245,9 +245,9 @@ class _Parser:
                 end = width + length
             name = buffer[end - length : end].decode("utf-8", "surrogateescape")
             (n_dims,) = u32(buffer, end)
-            if n_dims >= len(sizes):
+            if n_dims > most_dims:
                 raise FormatError(
-                    f"{shown(name)}: {n_dims} dimensions, at most {len(sizes) - 1} (GGML_MAX_DIMS); "
+                    f"{shown(name)}: {n_dims} dimensions, at most {most_dims} (GGML_MAX_DIMS); "
                     f"tensor info at byte {origin + position}"
                 )
             stop = end + sizes[n_dims]
