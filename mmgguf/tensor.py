@@ -180,6 +180,13 @@ class Tensor(Arithmetic):
         dtype = self._stored_form()[1]
         return self.storage.array(self.file_offset + start * dtype.itemsize, shape, dtype)
 
+    def flat(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Items `start` to `stop` of the stored form in its order, in one dimension: blocks, or numbers of plain types.
+
+        Of a file that is not mapped, these are all that is read.
+        """
+        return self._stored(start, (stop - start,))
+
     def _stored_rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Entries `start` to `stop` of the slowest axis, as they are stored."""
         inner = self._stored_form()[0][1:]

@@ -182,7 +182,7 @@ class _Job:
         """Look at elements start to stop, and give their stored bytes."""
         tensor = self.tensor
         layout = tensor.layout
-        stored = tensor.data.reshape(-1)[start // layout.block_size : stop // layout.block_size]
+        stored = tensor.flat(start // layout.block_size, stop // layout.block_size)
         sums = Accumulator()
         with self.lock:
             heap = list(self.heap)  # what is below it need not be looked at

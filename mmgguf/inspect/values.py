@@ -227,7 +227,7 @@ class _Pair:
         pieces = []
         for tensor in (self.tensor, self.other):
             size = tensor.layout.block_size
-            blocks = tensor.data.reshape(-1)[start // size : stop // size]
+            blocks = tensor.flat(start // size, stop // size)
             stored = stored or blocks.nbytes
             pieces.append(numbers(blocks, GGMLType(tensor.type), size))
         for x, y in zip(*pieces, strict=True):

@@ -180,6 +180,14 @@ def test_verify_digest_and_compare(
     assert server.most_at_once > 1
 
 
+def test_statistics_read_each_byte_once(server: Server, expected: mmgguf.GGUFFile) -> None:
+    f = mmgguf.open(server.url + "/model.gguf")
+    count = len(server.requests)
+    assert mmgguf.inspect.stats(f, names="b") == mmgguf.inspect.stats(expected, names="b")
+    assert sum(stop - start for start, stop in server.with_range()[count:]) == 4 * N
+    assert mmgguf.inspect.compare_values(f, expected).summary
+
+
 def test_torch_gets_memory_of_its_own(server: Server, expected: mmgguf.GGUFFile) -> None:
     pytest.importorskip("torch")
     import mmgguf.torch
