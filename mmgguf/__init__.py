@@ -21,14 +21,14 @@ from . import (
 from .dequant import dequantize
 from .errors import GGUFError
 from .estimate import estimate
-from .file import GGUFFile, read_header
+from .file import GGUFFile
 from .file import open as open
 from .format.header import Header
 from .format.metadata import Metadata
 from .format.values import TypedValue
 from .format.writer import TypedTensor
 from .inspect import compare, digest, verify
-from .loading import load_file
+from .loading import load_file, read_header
 from .storage.names import resolve
 from .tensor import Tensor
 from .types import FileType, GGMLType, ValueType

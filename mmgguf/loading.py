@@ -1,4 +1,4 @@
-"""Whole files at once: `load_file`, and what the adapters share."""
+"""Whole files, or their headers alone, in one call: `load_file`, `read_header`, and what the adapters share."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from .conversion import values
+from .errors import GGUFError
 from .file import GGUFFile, Source, opened
+from .format.header import Header
+from .format.metadata import RetainedArrays
+from .format.parser import parse_header
+from .format.seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 from .selection import Names, Progress, walk
+from .storage.base import TIMEOUT, Transfer
+from .storage.sources import Opener
 
-__all__ = ["TensorMapping", "load_file"]
+__all__ = ["TensorMapping", "load_file", "read_header"]
 
 _T = TypeVar("_T")
 
@@ -87,3 +94,67 @@ def load_file(
             tensor.name: values(tensor, dtype) if dequantize or tensor.layout.is_plain else tensor.data
             for tensor in walk(f, names, progress)
         }
+
+
+def read_header(
+    source: Source,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    timeout: float = TIMEOUT,
+    buffer_size: int = DEFAULT_BUFFER_SIZE,
+    size: float | None = None,
+) -> Header:
+    """Read the header of one file, and nothing else of it.
+
+    Parameters
+    ----------
+    source : path-like, URL, bytes, binary file object or GGUFFile
+        As `open` takes it; a file object stays open, and nothing behind the header is read but what one buffer holds.
+        Of a split model, the shard that is given.
+    storage_options : dict, optional
+        As of `open`.
+    timeout : float, default 30
+        Likewise.
+    buffer_size : int, default 65536
+        Bytes to fetch at a time from files and file objects.
+    size : int or math.inf, optional
+        Bytes of the whole file, where `source` is only its beginning, downloaded for the header: tensors have to lie
+        in that.  `math.inf` if nobody knows it; then they may lie anywhere.
+
+    Returns
+    -------
+    Header
+        Its metadata arrays are kept in memory, and do not need the file any more.
+
+    Raises
+    ------
+    GGUFError
+        The bytes are not a GGUF header; `mmgguf.errors` has the kinds.  If the header goes on behind them, it is a
+        `TruncatedError`: more is needed.
+
+    Examples
+    --------
+    >>> mmgguf.read_header("model.gguf").metadata["general.architecture"]
+    'llama'
+    >>> beginning = np.fromfile("model.gguf", np.uint8, count=4096).tobytes()
+    >>> mmgguf.read_header(beginning, size=os.path.getsize("model.gguf")).tensors["output_norm.weight"].shape
+    (256,)
+    """
+    if isinstance(source, GGUFFile):
+        source._require_open()
+        return _read_header(source.shards[0].file.reader(), buffer_size, size)
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        return _read_header(source, buffer_size, size)
+    file = Opener("read", "r", storage_options, Transfer(timeout)).open(source)
+    try:
+        return _read_header(file.reader(), buffer_size, size)
+    except GGUFError as error:
+        text = str(error)
+        error.args = (text if text.startswith(file.path) else f"{file.path}: {text}",)
+        raise
+    finally:
+        file.close()
+
+
+def _read_header(file: Any, buffer_size: int, size: float | None) -> Header:
+    return parse_header(BufferedSeeker(file, buffer_size), RetainedArrays(), size=size)
