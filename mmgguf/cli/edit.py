@@ -97,7 +97,10 @@ def edit(
         raise typer.Exit(1)
     with progress_bar(Path(plan.output).name, wanted=not plan.in_place) as progress:
         plan.apply(progress)
-    print_note(_way(plan, done=True))
+    if is_terminal():
+        print_note(_way(plan, done=True))
+    else:
+        typer.echo(_way(plan, done=True), err=True)
 
 
 def _plan(
@@ -213,5 +216,5 @@ def _way(plan: Edit, *, done: bool) -> str:
     verb, size = "Wrote" if done else "Writes", size_text(plan.nbytes)
     if plan.in_place:
         return f"{verb} the header of {safe(plan.path)} in place: {size}."
-    why = " anew, because its header does not fit in place" if plan.output == plan.path else ""
+    why = " anew, because its header does not fit where it was" if plan.output == plan.path else ""
     return f"{verb} {safe(plan.output)}{why}: {size}."

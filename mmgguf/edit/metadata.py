@@ -193,6 +193,9 @@ def plan_edit(
     [('changed', 'general.name')]
     """
     changes, remove, rename = dict(changes or {}), list(remove), dict(rename or {})
+    name = os.fsdecode(path)
+    if output is None and "://" in name and not os.path.exists(name):
+        raise ValueError(f"{name}: is no local file, which alone can be edited in place; name an output")
     if output is None:
         # An edit that was interrupted comes first.
         recover(path)

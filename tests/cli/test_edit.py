@@ -9,6 +9,7 @@ import pytest
 
 import mmgguf
 from mmgguf import ValueType
+from mmgguf.errors import human_size
 
 from ..format.test_replace import every_type
 
@@ -74,7 +75,8 @@ def test_set(path: Path, option: str, key: str | None, value: Any, type_: ValueT
         assert "Error" in result.output
         return
     assert result.exit_code == 0, result.output
-    assert result.output.split("\t")[1] == key
+    assert result.stdout.split("\t")[1] == key
+    assert ("Wrote the header of" in result.stderr) != (" anew, because" in result.stderr)
     with mmgguf.open(path) as f:
         assert f.metadata.type_of(key) is type_
         found = f.metadata[key]
@@ -89,7 +91,8 @@ def test_everything_at_once_to_another_file(path: Path, tmp_path: Path) -> None:
         "--rename", "one.int8=other", "--set", "other=5", "-o", tmp_path / "b.gguf",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert [line.split("\t")[:2] for line in result.output.splitlines()] == [
+    assert result.stderr == f"Wrote {tmp_path / 'b.gguf'}: {human_size((tmp_path / 'b.gguf').stat().st_size)}.\n"
+    assert [line.split("\t")[:2] for line in result.stdout.splitlines()] == [
         ["removed", "one.uint8"],
         ["renamed", "one.int8"],
         ["changed", "other"],

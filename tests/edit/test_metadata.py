@@ -290,3 +290,8 @@ def test_an_alignment_of_gigabytes_takes_no_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
     with mmgguf.open(path) as f:
         assert (f.metadata["name"], f["w"].data.tobytes()) == ("c" * 300, b"12345678")
+
+
+def test_what_is_not_local_needs_an_output() -> None:
+    with pytest.raises(ValueError, match="name an output"):
+        edit.replace_metadata("https://127.0.0.1:1/a.gguf", {"a": 1})
