@@ -42,7 +42,7 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure_in_torch(path: str, way: str) -> dict[str, Any]:
+def measure_in_torch(path: str, way: str, threads: int) -> dict[str, Any]:
     import numpy as np
     import torch
     import transformers
@@ -58,6 +58,7 @@ def measure_in_torch(path: str, way: str) -> dict[str, Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
     prompt, text = (tokenizer(part, return_tensors="pt")["input_ids"] for part in (PROMPT, PARAGRAPH))
     # What any use in the process pays once: BLAS, and the kernels, which lie compiled in numba's cache.
+    torch.set_num_threads(threads)
     torch.ones(64, 64) @ torch.ones(64, 64)
     for type_ in mmgguf.GGMLType:
         if way.startswith("mmgguf") and not LAYOUTS[type_].is_plain:
@@ -73,6 +74,7 @@ def measure_in_torch(path: str, way: str) -> dict[str, Any]:
     with torch.no_grad():
         first = int(model(prompt).logits[0, -1].argmax())
         seconds = time.perf_counter() - began
+        peak = resident("VmHWM") - before
         logits = model(text).logits[0]
     losses = torch.nn.functional.cross_entropy(logits[:-1], text[0, 1:])
     return {
@@ -80,17 +82,18 @@ def measure_in_torch(path: str, way: str) -> dict[str, Any]:
         "first_token": seconds,
         "token": first,
         "peak_loading": peak_loading,
-        "peak": resident("VmHWM") - before,
+        "peak": peak,
         "perplexity": math.exp(float(losses)),
     }
 
 
-def measure_llama_cpp(path: str, way: str) -> dict[str, Any]:
+def measure_llama_cpp(path: str, way: str, threads: int) -> dict[str, Any]:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = path
     params.n_ctx, params.n_parallel, params.warmup, params.verbosity, params.port = 512, 1, False, 0, 0
+    params.cpuparams.n_threads = threads
     reset_peak()
     before, began = resident("VmRSS"), time.perf_counter()
     server = xllamacpp.Server(params)
@@ -129,13 +132,14 @@ def measure_llama_cpp(path: str, way: str) -> dict[str, Any]:
     }
 
 
-MEASURES: dict[str, Callable[[str, str], dict[str, Any]]] = {
+MEASURES: dict[str, Callable[[str, str, int], dict[str, Any]]] = {
     way: measure_llama_cpp if way == "llama.cpp" else measure_in_torch for way in WAYS
 }
 
 
-def in_a_process(path: str, way: str) -> dict[str, Any]:
+def in_a_process(path: str, way: str, threads: int) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.torch_models", path, "--way", way]
+    command += ["--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{way} failed:\n{done.stderr[-3000:]}")
@@ -148,9 +152,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--way", choices=WAYS, help="only this one, in this process, as a line of JSON")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="the best of N (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each (default: %(default)s)")
     options = parser.parse_args()
     if options.way:
-        print(json.dumps(MEASURES[options.way](options.model, options.way)), flush=True)
+        print(json.dumps(MEASURES[options.way](options.model, options.way, options.threads)), flush=True)
         # Threads of a server do not end by themselves.
         os._exit(0)
     size = os.path.getsize(options.model)
@@ -158,7 +163,7 @@ def main() -> None:
     print(f"{options.model}: {size / 1e6:.1f} MB")
     print(f"{'':18}{'load, s':>9}{'first token, s':>16}{'peak loading':>14}{'peak':>8}{'perplexity':>12}")
     for way in WAYS:
-        runs = [in_a_process(options.model, way) for _ in range(options.repeat)]
+        runs = [in_a_process(options.model, way, options.threads) for _ in range(options.repeat)]
         best = {key: min(run[key] for run in runs) for key in runs[0]}
         print(
             f"{way:18}{best['load']:9.2f}{best['first_token']:16.2f}{best['peak_loading'] / size:12.2f} x"
