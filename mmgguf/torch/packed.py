@@ -75,6 +75,8 @@ class PackedTensor(torch.Tensor):
     def _wrap(cls, blocks: torch.Tensor, ggml_type: GGMLType) -> Self:
         packed: Self = blocks.as_subclass(cls)
         packed.ggml_type = ggml_type
+        if not torch.compiler.is_compiling():
+            _prepare(blocks.device)
         return packed
 
     @property
@@ -265,32 +267,26 @@ def _(blocks: torch.Tensor, type: int, dtype: torch.dtype, backend: str | None) 
 
 # Elsewhere
 
-#: The kernels' tables by type and number of the device.
-_TABLES: Final[dict[tuple[str, int | None], dict[str, torch.Tensor]]] = {}
+#: The kernels' tables by type and number of the device.  A compiler finds them made, as constants: it must not look
+#: into how they are made.
+_TABLES: Final[dict[tuple[str, int | None], dict[str, torch.Tensor]]] = {
+    ("cpu", None): {name: torch.from_numpy(portable.table(name).copy()) for name in portable.TABLES}
+}
 
 
 def _prepare(device: torch.device) -> None:
     """Bring the tables to a device, all of them: together they take about 100 KiB."""
     key = (device.type, device.index)
     if device.type != "meta" and key not in _TABLES:
-        _TABLES[key] = {name: torch.from_numpy(portable.table(name).copy()).to(device) for name in portable.TABLES}
+        _TABLES[key] = {name: table.to(device) for name, table in _TABLES["cpu", None].items()}
 
 
 def _table(name: str, like: torch.Tensor) -> torch.Tensor:
     found = _TABLES.get((like.device.type, like.device.index))
-    if found is not None:
-        return found[name]
-    # Only a compiler gets here that meets blocks on a device for the first time: a constant of its graph.
-    table = portable.table(name)
-    return torch.tensor(table.tolist(), dtype=_TABLE_DTYPES[table.dtype.name], device=like.device)
+    # The second only where a compiler meets a device before any packed tensor was made there.
+    return found[name] if found is not None else _TABLES["cpu", None][name].to(like.device)
 
 
-_TABLE_DTYPES: Final = {
-    "uint8": torch.uint8,
-    "int8": torch.int8,
-    "int32": torch.int32,
-    "float32": torch.float32,
-}
 _OPERATIONS: Final = portable.Operations(
     xp=array_api,
     reinterpret=lambda array, dtype: array.view(dtype),

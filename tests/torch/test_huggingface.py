@@ -161,7 +161,7 @@ before = resident()
 model = from_gguf(sys.argv[1])
 loaded = resident()
 # Every weight is used: the file is in memory now, as far as it will be.
-total = sum(int(buffer.sum()) for buffer in model.buffers() if buffer.dtype == torch.uint8)
+total = sum(int(buffer.bytes().numpy().max()) for buffer in model.buffers() if buffer.dtype == torch.uint8)
 print(json.dumps([before, loaded, resident(), total]))
 """
 

@@ -167,6 +167,7 @@ def test_state_dicts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch warns of what it does itself while it compiles
 def test_compiled_layers_have_one_graph() -> None:
     torch._dynamo.reset()
     module = torch.nn.Sequential(

@@ -26,6 +26,8 @@ from mmgguf.torch import packed as module  # noqa: E402
 from mmgguf.torch.memory import as_numpy  # noqa: E402
 
 DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: ml_dtypes.bfloat16}
+# torch warns of what it does itself while it compiles.
+quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 FEW = [GGMLType.Q4_0, GGMLType.Q6_K, GGMLType.IQ1_M, GGMLType.MXFP4]
 
 
@@ -49,6 +51,7 @@ def test_eager(backend: str | None, type_: GGMLType) -> None:
 
 
 @pytest.mark.slow
+@quiet
 @by_type(BLOCK_TYPES)
 @pytest.mark.parametrize("pattern", [special_scales], ids=["special_scales"])
 def test_compiled(pattern: Callable[[GGMLType], NDArray[np.uint8]], type_: GGMLType) -> None:
@@ -229,6 +232,7 @@ def test_only_metadata_on_meta() -> None:
 
 
 @pytest.mark.slow
+@quiet
 @pytest.mark.parametrize("backend", [None, "numpy", "portable"])
 def test_a_compiled_function_has_one_graph(backend: str | None) -> None:
     raw = ordinary(GGMLType.Q4_K, 2, 4)
@@ -242,13 +246,15 @@ def test_a_compiled_function_has_one_graph(backend: str | None) -> None:
     assert_same_bits(as_numpy(result), expected(raw, GGMLType.Q4_K, ml_dtypes.bfloat16)[[3, 1]] * 2)
 
 
-@pytest.mark.slow
-def test_a_compiler_may_come_before_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TABLES", {})
-    torch._dynamo.reset()
-    raw = ordinary(GGMLType.IQ2_XS, 2)
-    compiled = torch.compile(lambda packed: dequantize(packed, backend="portable"), fullgraph=True)
-    assert_same_bits(compiled(pack(raw, GGMLType.IQ2_XS)).numpy(), expected(raw, GGMLType.IQ2_XS))
+def test_tables_are_where_packed_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {("cpu", None): module._TABLES["cpu", None]}
+    monkeypatch.setattr(module, "_TABLES", tables)
+    packed = pack(ordinary(GGMLType.IQ2_XS, 2), GGMLType.IQ2_XS)
+    packed.to("meta")
+    assert list(tables) == [("cpu", None)]
+    like = torch.zeros(1, device="meta")  # a device that nothing was brought to
+    assert module._table("iq2xs_grid", like).is_meta
+    assert module._table("iq2xs_grid", torch.zeros(1)) is tables["cpu", None]["iq2xs_grid"]
 
 
 RAW = torch.zeros(2, 36, dtype=torch.uint8)
