@@ -6,7 +6,8 @@ taken from them.  A tensor that nobody asked for before is one request for its b
 asks for ranges in parts, as many at a time as the `Transfer` allows, and holds them until they are released; what is
 held is bounded, and what goes beyond is read when it is asked for.
 
-All requests run on the event loop of fsspec, in a thread of its own.  Tasks end with the file.
+All requests run on the event loop of fsspec, in a thread of its own.  When a file is closed, what has been asked for
+and not begun is dropped, and what is in flight is finished (or times out) and forgotten.
 """
 
 from __future__ import annotations
