@@ -8,8 +8,10 @@ that may be half done: the range then holds old bytes, new bytes or both, and ei
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 import struct
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -108,22 +110,33 @@ def read_journal(path: str | os.PathLike[str]) -> Journal | None:
     Raises
     ------
     FileChangedError
-        What lies there is not a journal, or a damaged one.
+        What lies there is not a journal, a damaged one, or one of a user who may not write to the file.
     """
     place = journal_path(path)
+    # Not followed and not waited for: in a folder for everybody it may be a link or a pipe.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        with open(place, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(_HEAD.size)
+        descriptor = os.open(place, flags)
+        with os.fdopen(descriptor, "rb") as file:
+            status, target = os.fstat(descriptor), os.stat(path)
+            # Whoever may write to the file may write its journal, and nobody else.
+            trusted = not hasattr(os, "geteuid") or status.st_uid in (os.geteuid(), target.st_uid, 0)
+            head = file.read(_HEAD.size) if trusted and stat.S_ISREG(status.st_mode) else b""
             if len(head) == _HEAD.size:
                 magic, file_size, offset, length = _HEAD.unpack(head)
-                if magic == _MAGIC and size == _HEAD.size + 2 * length + _DIGEST_SIZE:
+                sizes = status.st_size == _HEAD.size + 2 * length + _DIGEST_SIZE and length <= target.st_size
+                if magic == _MAGIC and sizes:
                     old, new, digest = file.read(length), file.read(length), file.read(_DIGEST_SIZE)
                     if hashlib.sha256(head + old + new).digest() == digest:
                         return Journal(file_size, offset, old, new)
     except FileNotFoundError:
         return None
-    raise FileChangedError(f"{place}: is not the journal of an edit, or is damaged; look at it before it is removed")
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link
+            raise
+    raise FileChangedError(
+        f"{place}: is not the journal of an edit, not this user's, or damaged; look at it before it is removed"
+    )
 
 
 def require_settled(path: str, descriptor: int) -> None:

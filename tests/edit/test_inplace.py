@@ -256,3 +256,33 @@ def test_shrinking_and_growing_again_and_again(tmp_path: Path) -> None:
         differences = {d.name for d in mmgguf.compare(path, copy)}
         assert differences == ({"tokenizer.chat_template"} if length < len(TEMPLATE) else set())
     assert path.read_bytes() == raw  # the padding was used up
+
+
+@pytest.mark.parametrize("what", ["pipe", "link", "folder", "of another user", "huge"])
+def test_journals_that_others_may_have_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    path = tmp_path / "a.gguf"
+    raw = model(path)
+    place = journal_path(path)
+    # One that would turn the file's bytes into others, were it believed.
+    evil = Journal(len(raw), 4, b"\xff" + raw[5:8], raw[4:5] + b"\x00\x00\x07")
+    if what == "pipe":
+        os.mkfifo(place)
+    elif what == "folder":
+        os.mkdir(place)
+    elif what == "huge":
+        with open(place, "wb") as file:
+            length = 1 << 40
+            file.write(struct.pack("<16sQQQ", b"mmgguf journal 1", len(raw), 4, length))
+            file.truncate(40 + 2 * length + 32)
+    else:
+        write_journal(str(path), evil)
+        if what == "link":
+            os.rename(place, tmp_path / "elsewhere")
+            os.symlink(tmp_path / "elsewhere", place)
+        else:
+            monkeypatch.setattr(os, "geteuid", lambda: 12345)
+            os.chown(place, 54321, -1) if os.getuid() == 0 else pytest.skip("only root can give files away")
+    mmgguf.open(path).close()
+    with pytest.raises((FileChangedError, IsADirectoryError)):
+        edit.replace_metadata(path, {"general.name": "x"})
+    assert path.read_bytes() == raw
