@@ -269,6 +269,7 @@ def test_the_cache_that_llama_cpp_had_before(home: Path, data: bytes) -> None:
 
 
 def test_a_ref_that_points_outside(home: Path, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     snapshot = add_hub(home / ".cache/huggingface/hub", "org/repo", {"m.gguf": data})
     (snapshot.parents[1] / "refs" / "main").write_text("../../../../..")
