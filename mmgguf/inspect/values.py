@@ -275,8 +275,10 @@ def _distance(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> _Sums:
         non_finite = len(a) - int(np.count_nonzero(finite))
         a, b = a[finite], b[finite]
     d = a - b
-    error = float(np.abs(d).max()) if len(d) else 0.0
-    return _Sums(len(a), float(a @ a), float(b @ b), float(a @ b), float(d @ d), error, non_finite)
+    error = max(-float(d.min()), float(d.max())) if len(d) else 0.0
+    # Not `a @ b`: BLAS has threads of its own, and other sums with another number of them.
+    sums = [float(np.multiply(u, v).sum()) for u, v in ((a, a), (b, b), (a, b), (d, d))]
+    return _Sums(len(a), *sums, error, non_finite)
 
 
 def _rmse(sums: _Sums) -> float:
