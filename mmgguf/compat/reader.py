@@ -32,8 +32,6 @@ __all__ = ["GGUFReader", "ReaderField", "ReaderTensor"]
 _ARRAY: Final = VALUE_TYPES[ValueType.ARRAY]
 _STRING: Final = VALUE_TYPES[ValueType.STRING]
 _BYTES: Final = np.dtype(np.uint8)
-#: pip's reader knows no limit; some diffusion models have five.
-_MAX_DIMS: Final = 8
 
 #: The types whose data has a dtype of its own; all others, BF16 among them, are bytes.
 _ITEM_TYPES: Final = {
@@ -202,7 +200,7 @@ class GGUFReader:
             # Who builds no tensors, or others, may have no more than the beginning of a file.
             builds_tensors = type(self)._build_tensors is GGUFReader._build_tensors
             size = None if builds_tensors else math.inf
-            self._header: Header = parse_header(BufferedSeeker(file), size=size, max_dims=_MAX_DIMS)
+            self._header: Header = parse_header(BufferedSeeker(file), size=size)
             self.data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(file, np.uint8, mode)
             # The same memory without the cost of np.memmap, which runs Python code for every view.
             self._base: Array = self.data.view(np.ndarray)

@@ -13,6 +13,7 @@ __all__ = [
     "MAGIC",
     "MAGIC_REVERSED",
     "MAX_DIMS",
+    "MAX_DIMS_READ",
     "MAX_KEY_SIZE",
     "MAX_NAME_SIZE",
     "MAX_STRING_SIZE",
@@ -31,8 +32,10 @@ LEGACY_MAGICS: Final = {
     (0x67676C61).to_bytes(4, "little"): "ggla",
 }
 DEFAULT_ALIGNMENT: Final = 32
-#: ggml's ``GGML_MAX_DIMS``.
+#: ggml's ``GGML_MAX_DIMS``: what is written, and what `mmgguf.verify` accepts.
 MAX_DIMS: Final = 4
+#: What is read.  pip's gguf knows no limit, and some diffusion models have a tensor of five.
+MAX_DIMS_READ: Final = 8
 #: The specification's limit for keys, in bytes.
 MAX_KEY_SIZE: Final = 65535
 #: The specification's limit for tensor names, in bytes.  ggml itself stops one short of it, at 63.

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ..errors import DuplicateKeyError, FormatError, NotGGUFError, TruncatedError, VersionError, shown
 from ..types import ByteOrder, ValueType, align, byte_order_character
 from .checks import check_data, is_sound
-from .constants import DEFAULT_ALIGNMENT, LEGACY_MAGICS, MAGIC, MAGIC_REVERSED, MAX_DIMS, MAX_STRING_SIZE
+from .constants import DEFAULT_ALIGNMENT, LEGACY_MAGICS, MAGIC, MAGIC_REVERSED, MAX_DIMS, MAX_DIMS_READ, MAX_STRING_SIZE
 from .header import Header, TensorInfo, TensorInfos
 from .metadata import ArrayInfo, Metadata, RetainedArrays
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
@@ -31,7 +31,6 @@ def parse_header(
     retained: RetainedArrays | None = None,
     *,
     size: float | None = None,
-    max_dims: int = MAX_DIMS,
 ) -> Header:
     """Parse the header of a file, from its first byte on.
 
@@ -43,19 +42,17 @@ def parse_header(
         Keeps the bytes of metadata arrays.  Without it these need `Metadata.bind` before they are touched.
     size : int or math.inf, optional
         Bytes of the whole file, which tensors have to lie in, where the seeker has only its beginning.
-    max_dims : int, default 4
-        Tensors of more dimensions are refused.
 
     Raises
     ------
     GGUFError
         The bytes are not a GGUF header; `mmgguf.errors` has the kinds.
     """
-    return _Parser(seeker, retained, max_dims).header(seeker.size if size is None else size)
+    return _Parser(seeker, retained).header(seeker.size if size is None else size)
 
 
 class _Parser:
-    def __init__(self, seeker: BufferedSeeker, retained: RetainedArrays | None, max_dims: int) -> None:
+    def __init__(self, seeker: BufferedSeeker, retained: RetainedArrays | None) -> None:
         self.seeker = seeker
         self.retained = retained
         self.version, self.byte_order = self._version()
@@ -68,7 +65,7 @@ class _Parser:
         self.numbers = {type_: struct.Struct(order + row.code) for type_, row in NUMBERS.items()}
         ne = "I" if self.version == 1 else "Q"
         # What follows n_dims in a tensor info: ne, ggml type, offset.
-        self.info_tails = [struct.Struct(f"{order}{n}{ne}IQ") for n in range(max_dims + 1)]
+        self.info_tails = [struct.Struct(f"{order}{n}{ne}IQ") for n in range(MAX_DIMS_READ + 1)]
 
     def _version(self) -> tuple[int, ByteOrder]:
         size = self.seeker.size
@@ -211,7 +208,7 @@ class _Parser:
         """
         seeker, size_t, u32 = self.seeker, self.size_t.unpack_from, self.u32.unpack_from
         width, sizes = self.size_t.size, [4 + tail.size for tail in self.info_tails]
-        longest, limit, most_dims = sizes[-1], seeker.size, len(sizes) - 1
+        longest, limit = sizes[-1], seeker.size
         infos: dict[str, bytes | TensorInfo] = {}
         stored: list[list[bytes]] = [[] for _ in sizes]
         buffer, position, origin = b"", 0, seeker.tell()
@@ -245,10 +242,10 @@ class _Parser:
                 end = width + length
             name = buffer[end - length : end].decode("utf-8", "surrogateescape")
             (n_dims,) = u32(buffer, end)
-            if n_dims > most_dims:
+            if n_dims > MAX_DIMS_READ:
                 raise FormatError(
-                    f"{shown(name)}: {n_dims} dimensions, at most {most_dims} (GGML_MAX_DIMS); "
-                    f"tensor info at byte {origin + position}"
+                    f"{shown(name)}: {n_dims} dimensions, at most {MAX_DIMS_READ} are read "
+                    f"(GGML_MAX_DIMS is {MAX_DIMS}); tensor info at byte {origin + position}"
                 )
             stop = end + sizes[n_dims]
             if stop > len(buffer):

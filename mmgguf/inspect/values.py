@@ -277,8 +277,8 @@ def _distance(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> _Sums:
     d = a - b
     error = max(-float(d.min()), float(d.max())) if len(d) else 0.0
     # Not `a @ b`: BLAS has threads of its own, and other sums with another number of them.
-    sums = [float(np.multiply(u, v).sum()) for u, v in ((a, a), (b, b), (a, b), (d, d))]
-    return _Sums(len(a), *sums, error, non_finite)
+    aa, bb, ab, dd = (float(np.multiply(u, v).sum()) for u, v in ((a, a), (b, b), (a, b), (d, d)))
+    return _Sums(len(a), aa, bb, ab, dd, error, non_finite)
 
 
 def _rmse(sums: _Sums) -> float:

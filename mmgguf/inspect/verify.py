@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import MetadataTypeError, shown
 from ..file import GGUFFile, Shard, Source, opened
-from ..format.constants import MAGIC, MAX_KEY_SIZE, MAX_NAME_SIZE, QUANTIZATION_VERSION
+from ..format.constants import MAGIC, MAX_DIMS, MAX_KEY_SIZE, MAX_NAME_SIZE, QUANTIZATION_VERSION
 from ..format.header import Header
 from ..format.metadata import Metadata
 from ..format.strings import StringArray, decode, encode, is_utf8
@@ -326,6 +326,8 @@ class _Structure:
                 self.add("warning", "name-control", name, "the name holds characters that are not printable", position)
             if not isinstance(info.type, GGMLType):
                 self.add("error", "unknown-type", name, f"unknown ggml type {info.type}", position)
+            if len(info.ne) > MAX_DIMS:
+                self.add("error", "dimensions", name, f"{len(info.ne)} dimensions, ggml takes {MAX_DIMS}", position)
             if 0 in info.ne:
                 text = f"no elements: a dimension of {info.ne} is 0, and not every reader copes"
                 self.add("warning", "empty-tensor", name, text, position)

@@ -364,9 +364,6 @@ def test_parts_cover_the_header_without_a_gap(path: Path, examples: Any) -> None
         try:
             header = mmgguf.read_header(io.BytesIO(raw))
         except GGUFError as error:
-            if "w: 5 dimensions" in str(error):  # which the stand-in reads, as pip's reader does
-                assert len(GGUFReader(path).tensors[0].shape) == 5
-                continue
             with pytest.raises(type(error)):
                 GGUFReader(path)
             continue

@@ -72,6 +72,11 @@ ACCEPTED_BY_US: list[Accepted] = [
         "One tensor of a type that a reader does not know makes only that tensor unreadable.",
     ),
     Accepted(
+        "dimensions",
+        lambda h, data: any(len(ne) > 4 for _, ne, *_ in _infos(h)),
+        "ggml has room for four dimensions; diffusion models with a tensor of five are about.",
+    ),
+    Accepted(
         "long-name",
         lambda h, data: any(len(name) > 63 for name, *_ in _infos(h)),
         "ggml has room for 63 bytes; the specification allows 64, and longer ones are about.",

@@ -392,10 +392,12 @@ DIMENSIONS = [
             f"n_dims-{n}",
             lambda b, n=n: b.start(1, 0).tensor(b"w", [1] * min(n, 9), n_dims=n).data(bytes(64)),
             FormatError,
-            rf"w: {n} dimensions, at most 4 \(GGML_MAX_DIMS\); tensor info at byte \d+",
+            rf"w: {n} dimensions, at most 8 are read \(GGML_MAX_DIMS is 4\); tensor info at byte \d+",
         )
-        for n in (5, 9, 1 << 31, U32_MAX)
+        for n in (9, 1 << 31, U32_MAX)
     ),
+    Hostile("n_dims-5", one_tensor([1, 2, 1, 1, 2]), None, check=has("w", (1, 2, 1, 1, 2), F32, 16)),
+    Hostile("n_dims-8", one_tensor([1] * 8), None, check=has("w", (1,) * 8, F32, 4)),
     Hostile("n_dims-0", one_tensor([]), None, check=has("w", (), F32, 4)),
     Hostile("n_dims-0-of-blocks", one_tensor([], Q4_0), FormatError, "row of 1 elements is not .* Q4_0's"),
     *(
