@@ -208,7 +208,7 @@ class _Parser:
         """
         seeker, size_t, u32 = self.seeker, self.size_t.unpack_from, self.u32.unpack_from
         width, sizes = self.size_t.size, [4 + tail.size for tail in self.info_tails]
-        longest, limit = sizes[-1], seeker.size
+        longest, limit = sizes[MAX_DIMS], seeker.size
         infos: dict[str, bytes | TensorInfo] = {}
         stored: list[list[bytes]] = [[] for _ in sizes]
         buffer, position, origin = b"", 0, seeker.tell()
