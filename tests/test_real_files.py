@@ -78,6 +78,7 @@ def test_smollm2_at_a_glance(smollm2: Path) -> None:
         assert len([layer for layer in f.layers() if layer.startswith("blk.")]) == 30
 
 
+@pytest.mark.slow
 def test_vocabularies_as_pip_gguf_reads_them(vocabularies: list[Path]) -> None:
     for path in vocabularies:
         check_against_pip_gguf(path)

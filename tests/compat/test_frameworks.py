@@ -120,12 +120,14 @@ def require(*packages: str) -> None:
             pytest.skip(f"{package} is not installed")
 
 
+@pytest.mark.slow
 def test_transformers_loads_the_same_model(request: pytest.FixtureRequest) -> None:
-    require("torch", "transformers")
+    require("torch", "transformers", "accelerate")
     path: Path = request.getfixturevalue("smollm2")
     assert run(TRANSFORMERS, path.parent, path.name) == ["equal", "273"]
 
 
+@pytest.mark.slow
 def test_diffusers_loads_the_same_single_file(tmp_path: Path) -> None:
     require("torch", "diffusers")
     said, quantized = run(DIFFUSERS, tmp_path)

@@ -181,7 +181,10 @@ def test_an_interrupt_while_waiting_is_raised_after_the_last_part(monkeypatch: p
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_threads_of_its_own() -> None:
     spread(lambda part: None, range(2), 2)
-    code = "from tests.dequant.test_threads import in_a_child; in_a_child()"
+    # Behind the installed package on the path, so that this one is tested.
+    code = (
+        f"import sys; sys.path.append({str(ROOT)!r}); from tests.dequant.test_threads import in_a_child; in_a_child()"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -465,6 +465,7 @@ WAYS: dict[str, Any] = {
 def test_writing_to_what_torch_takes_by_itself_is_harmless(way: str, all_types: Path) -> None:
     code = f"""
 import sys, torch, mmgguf
+sys.path.append({str(ROOT)!r})  # behind the installed package, so that this one is tested
 from tests.torch.test_files import WAYS
 with mmgguf.open(sys.argv[1]) as f:
     for t in f.values():
