@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ..format.header import Header, TensorInfos
-from ..types import LAYOUTS
+from ..types import layout_of
 
 __all__ = ["Weights"]
 
@@ -16,10 +15,6 @@ __all__ = ["Weights"]
 _INPUTS: Final = frozenset({"token_embd", "token_embd_norm", "position_embd", "token_types", "per_layer_token_embd"})
 #: The tensors that llama.cpp's ``--cpu-moe`` leaves in the host's memory (``LLM_FFN_EXPS_REGEX`` in ``common.h``).
 _EXPERTS: Final = tuple(f"ffn_{part}_{of}exps" for part in ("up", "down", "gate", "gate_up") for of in ("", "ch"))
-#: By ggml type: elements and bytes of a block.
-_BLOCKS: Final[dict[int, tuple[int, int]]] = {
-    type_: (layout.block_size, layout.type_size) for type_, layout in LAYOUTS.items()
-}
 #: How the tensors of layers begin: of most models, and of the two halves of an encoder-decoder.
 _LAYERS: Final = ("blk.", "enc.blk.", "dec.blk.")
 #: What no tensor of a layer begins with.
@@ -74,16 +69,13 @@ class Weights:
         loaded = layers if trunk is None else trunk
         by_layer, experts = [0] * layers, [0] * layers
         embeddings, rows, has_output = 0, None, False
-        blocks, prod = _BLOCKS, math.prod  # local: a model may have thousands of tensors, and a millisecond is long
         for header in headers:
-            first, last = None, 0
+            starts, ends = [], []
             # The tensors of a layer mostly follow each other.
             prefix, layer = _NO_LAYER, None
-            for name, ne, type_, offset in _rows(header):
-                if type_ not in blocks:
+            for name, nbytes, offset in _extents(header):
+                if nbytes is None:
                     raise header.tensors[name].unknown_type()
-                elements, size = blocks[type_]
-                nbytes = prod(ne) // elements * size
                 if not name.startswith(prefix):
                     prefix, layer = _NO_LAYER, None
                     if name.startswith(_LAYERS):
@@ -101,15 +93,14 @@ class Weights:
                     inputs += nbytes
                     if name == _TOKEN_EMBEDDING:
                         embeddings = nbytes
+                        ne = header.tensors[name].ne
                         rows = ne[1] if len(ne) > 1 else None
                 else:
                     outputs += nbytes
                     has_output = has_output or name == "output.weight"
-                if first is None or offset < first:
-                    first = offset
-                if (end := offset + nbytes) > last:
-                    last = end
-            span += last - (first or 0)
+                starts.append(offset)
+                ends.append(offset + nbytes)
+            span += max(ends, default=0) - min(starts, default=0)
         tied = 0 if has_output else embeddings
         return cls(span, tuple(by_layer), tuple(experts), inputs, outputs, tied, rows)
 
@@ -119,8 +110,8 @@ class Weights:
         return sum(self.layers) + self.input + self.output
 
 
-def _rows(header: Header) -> Iterable[tuple[str, Sequence[int], int, int]]:
-    """Name, `ne`, ggml type and offset of each tensor."""
+def _extents(header: Header) -> Iterable[tuple[str, int | None, int]]:
+    """Name, bytes and offset of each tensor; None for the bytes of an unknown ggml type."""
     if isinstance(header.tensors, TensorInfos):
-        return header.tensors.rows()
-    return ((name, info.ne, info.type, info.offset) for name, info in header.tensors.items())
+        return header.tensors.extents()
+    return ((name, info.nbytes if layout_of(info.type) else None, info.offset) for name, info in header.tensors.items())

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -113,11 +113,12 @@ class TensorInfos(Mapping[str, TensorInfo]):
         By n_dims: what these bytes are.
     """
 
-    __slots__ = ("_infos", "_layouts")
+    __slots__ = ("_byte_order", "_infos", "_layouts")
 
     def __init__(self, infos: dict[str, bytes | TensorInfo], layouts: list[struct.Struct]) -> None:
         self._infos = infos
         self._layouts = {layout.size: layout.unpack for layout in layouts}
+        self._byte_order: ByteOrder = "big" if layouts[0].format.startswith(">") else "little"
 
     def __getitem__(self, name: str) -> TensorInfo:
         info = self._infos[name]
@@ -140,15 +141,24 @@ class TensorInfos(Mapping[str, TensorInfo]):
     def __repr__(self) -> str:
         return repr(dict(self))
 
-    def rows(self) -> Iterator[tuple[str, Sequence[int], int, int]]:
-        """Name, `ne`, ggml type and offset of each: for who looks at all of them once, and keeps none."""
+    def extents(self) -> Iterator[tuple[str, int | None, int]]:
+        """Name, bytes of data and offset of each, for who looks at all of them once; None for an unknown ggml type.
+
+        Most tensors of a model have the shape and type of others: what these are is looked up once for all of them.
+        """
+        known: dict[bytes, int | None] = {}
         for name, info in self._infos.items():
             if type(info) is bytes:
-                *ne, type_id, offset = self._layouts[len(info)](info)
-                yield name, ne, type_id, offset
+                head = info[:-8]
+                if head not in known:
+                    *ne, type_id, _ = self._layouts[len(info)](info)
+                    layout = layout_of(type_id)
+                    known[head] = None if layout is None else layout.nbytes(tuple(ne[::-1]))
+                yield name, known[head], int.from_bytes(info[-8:], self._byte_order)
             else:
                 made = cast(TensorInfo, info)
-                yield name, made.ne, made.type, made.offset
+                layout = layout_of(made.type)
+                yield name, None if layout is None else layout.nbytes(made.shape), made.offset
 
 
 @dataclass(frozen=True, slots=True)
