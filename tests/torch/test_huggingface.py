@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import mmgguf
+from mmgguf import ValueType
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -111,7 +112,8 @@ def test_what_is_missing_or_unknown_is_said(tmp_path: Path) -> None:
         mmgguf.write(tmp_path / "less.gguf", f.metadata, rest)
         mmgguf.write(tmp_path / "more.gguf", f.metadata, {**f, "blk.1.strange.weight": np.zeros(3, np.float32)})
         mmgguf.write(tmp_path / "other.gguf", f.metadata.replace({"general.architecture": "mamba"}), f)
-        heads = f.metadata.replace({"llama.attention.head_count_kv": [2, 2, 1]})
+        per_layer = mmgguf.TypedValue([2, 2, 1], ValueType.ARRAY, ValueType.UINT32)
+        heads = f.metadata.replace({"llama.attention.head_count_kv": per_layer})
         mmgguf.write(tmp_path / "heads.gguf", heads, f)
     with pytest.raises(RuntimeError, match=r'Missing key.*"model\.layers\.1\.mlp\.up_proj\.weight"'):
         from_gguf(tmp_path / "less.gguf")
