@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from mmgguf.bench import measure, peers
 from mmgguf.bench.models import TOKENS, llama
 
 from . import machine, models
+
+# Some take builders of files from the tests. At the end: an installed mmgguf still comes before the folder mmgguf/.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 #: Part of the names of generated files: a change of the generators must not meet files of the old ones.
 GENERATION = 2
