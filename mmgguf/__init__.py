@@ -11,6 +11,8 @@ the records that verify, digest and compare return in `mmgguf.inspect`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 # First, as numpy's import is long: it lets Ctrl-C end the command line without a traceback meanwhile.
 from . import (
     _startup,  # noqa: F401
@@ -29,10 +31,12 @@ from .format.values import TypedValue
 from .format.writer import TypedTensor
 from .inspect import compare, digest, verify
 from .loading import load_file, read_header
-from .storage.names import resolve
 from .tensor import Tensor
 from .types import FileType, GGMLType, ValueType
 from .writing import write
+
+if TYPE_CHECKING:
+    from .storage.names import resolve
 
 __version__ = "0.1.0"
 
@@ -61,3 +65,12 @@ __all__ = [
     "verify",
     "write",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Names of stores need modules that nobody else does.
+    if name == "resolve":
+        from .storage.names import resolve
+
+        return resolve
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from itertools import chain, islice
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:  # imported where threads are needed: half of what `import mmgguf` would load beside numpy
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["MOST_THREADS", "spread"]
 
@@ -25,6 +27,8 @@ _Part = TypeVar("_Part")
 @cache
 def _pool() -> ThreadPoolExecutor:
     """Threads that stay: starting one takes as long as a compiled kernel needs for a megabyte."""
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(MOST_THREADS, "mmgguf-dequantize")
 
 
@@ -83,6 +87,10 @@ def spread(work: Callable[[_Part], None], parts: Iterable[_Part], threads: int) 
 
 def _wait(begun: list[Future[None]]) -> None:
     """Return when all are done; a Ctrl-C meanwhile is raised afterwards."""
+    if not begun:
+        return
+    from concurrent.futures import wait
+
     interrupt: BaseException | None = None
     while True:
         try:

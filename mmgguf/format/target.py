@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import os
 import stat
@@ -143,6 +142,8 @@ def _naming(shown: str) -> Iterator[None]:
 
 
 def _prefix(target: str) -> str:
+    import hashlib  # takes longer to load than most of this package
+
     digest = hashlib.blake2b(os.fsencode(os.path.basename(target)), digest_size=6).hexdigest()
     return f".mmgguf-{digest}-"
 

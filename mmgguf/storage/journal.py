@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 import struct
@@ -82,6 +81,8 @@ def write_journal(path: str, journal: Journal) -> None:
     OSError
         What the operating system refuses.
     """
+    import hashlib  # takes longer to load than most of this package
+
     place = journal_path(path)
     if os.path.lexists(place):
         raise FileExistsError(None, "the journal of an unfinished edit is there", place)
@@ -112,6 +113,8 @@ def read_journal(path: str | os.PathLike[str]) -> Journal | None:
     FileChangedError
         What lies there is not a journal, a damaged one, or one of a user who may not write to the file.
     """
+    import hashlib  # takes longer to load than most of this package
+
     place = journal_path(path)
     # Not followed and not waited for: in a folder for everybody it may be a link or a pipe.
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)

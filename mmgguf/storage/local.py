@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import io
 import mmap
 import os
@@ -463,6 +462,8 @@ def require_identity(file: LocalFile, identity: Identity) -> None:
 
 def header_digest(descriptor: int, nbytes: int, path: str) -> bytes:
     """Digest of the first `nbytes` bytes of an open file, read and not mapped, in pieces of 1 MiB."""
+    import hashlib  # takes longer to load than most of this package
+
     digest = hashlib.blake2b(digest_size=16)
     buffer = memoryview(bytearray(min(nbytes, 1 << 20)))
     for start in range(0, nbytes, len(buffer) or 1):
@@ -480,6 +481,8 @@ def host() -> bytes:
     On Linux the running kernel and the mount namespace, since containers of one kernel may have other devices for the
     same file; elsewhere the machine's network name and address.
     """
+    import hashlib  # takes longer to load than most of this package
+
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             name = f"{file.read().strip()} {os.stat('/proc/self/ns/mnt').st_ino}"

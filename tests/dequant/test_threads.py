@@ -172,7 +172,7 @@ def test_an_interrupt_while_waiting_is_raised_after_the_last_part(monkeypatch: p
             raise KeyboardInterrupt
         return wait(futures)
 
-    monkeypatch.setattr(threads, "wait", interrupted)
+    monkeypatch.setattr("concurrent.futures.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         spread(work, range(2), 2)
     assert ended.is_set()

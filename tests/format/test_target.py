@@ -83,7 +83,7 @@ def test_owner_and_group_are_kept(tmp_path: Path) -> None:
 
 
 AS_ANOTHER = """
-import os, sys
+import hashlib, os, sys  # hashlib: later this user may not read where Python is
 from mmgguf.format.target import replacing
 os.setgroups([]); os.setgid(4321); os.setuid(4321)
 with replacing(sys.argv[1]) as file:
