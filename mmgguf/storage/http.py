@@ -104,7 +104,7 @@ class HttpTransport(Transport):
         raise failure
 
     def _may_go_directly(self, location: yarl.URL, url: yarl.URL) -> bool:
-        # What the session itself sends, to whatever host, redirects take away and a request would not.
+        # Headers of the client go to every host; a redirect drops them, a request of its own would not.
         return location.origin() == url.origin() or not self._fs.client_kwargs
 
     def _check(self, response: aiohttp.ClientResponse, start: int, stop: int, is_redirected: bool) -> int:
