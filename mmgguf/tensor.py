@@ -134,8 +134,9 @@ class Tensor(Arithmetic):
             byte-swapped in big-endian files (where ml_dtypes computes with BF16 and converts it, but misreads it in
             ``item`` and ``tolist``; the logical form is in this machine's order).  Valid after the file is closed.
 
-            Read-only unless the file was opened with ``mode="c"``.  torch writes to read-only arrays, too, which then
-            ends the process: give it the tensor, not the array (``torch.as_tensor(f[name])``), or use `mmgguf.torch`.
+            Read-only unless the file was opened with ``mode="c"``.  torch writes to read-only arrays, too, which
+            changes what this process sees of the file: give it the tensor, not the array
+            (``torch.as_tensor(f[name])``), or use `mmgguf.torch`.
 
         Raises
         ------

@@ -1,6 +1,6 @@
 """One file of a model as memory: mapped, or read on request.
 
-Lifetimes.  `MappedFile` makes one read-only uint8 array over the whole mapping with `np.frombuffer`, and everything
+Lifetimes.  `MappedFile` makes one uint8 array over the whole mapping with `np.frombuffer`, and everything
 handed out is a view of that array.  A view keeps the mapping alive, so closing never pulls memory from under it, and
 the mapping goes away with the last view.  Two shorter ways are traps: arrays made with ``np.ndarray(buffer=mmap)`` do
 not hold the mapping, and crash the interpreter after `mmap.close`; `np.memmap` runs Python code on every slice.
@@ -8,6 +8,10 @@ not hold the mapping, and crash the interpreter after `mmap.close`; `np.memmap` 
 What mapping cannot give is safety from another process that truncates the file: touching the lost pages ends the
 process with SIGBUS.  Each access compares the file's size with the one at opening, which catches a file that has
 already changed; `ReadFile` turns a change at any time into an exception.
+
+Writing.  The arrays of a file that was opened to be read are read-only, but numpy exports their memory through DLPack,
+and some consumers ignore that flag.  On Linux the pages are therefore mapped copy-on-write in any case: who writes to
+them all the same changes this process's memory, where a read-only mapping would end the process.
 
 Advice to the kernel (prefetch, release, access pattern) changes speed, never results.  Where the system does not know a
 call, or refuses it, it does nothing.
@@ -33,7 +37,7 @@ import numpy.typing as npt
 from ..errors import ClosedError, FileChangedError
 from .base import Access, Mode, Reference, Shape, Storage, StorageKind
 from .journal import require_settled
-from .pages import PAGE, count_resident, lock_pages
+from .pages import NO_RESERVE, PAGE, count_resident, lock_pages, reserves_nothing
 
 __all__ = [
     "LOCAL_KINDS",
@@ -45,11 +49,6 @@ __all__ = [
     "open_path",
     "read_at",
 ]
-
-#: Older versions of Python lack the name; the number is that of these machines.
-_NO_RESERVE: Final[int] = getattr(
-    mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64") else 0
-)
 
 
 class Identity(NamedTuple):
@@ -255,20 +254,30 @@ class MappedFile(LocalFile):
         if not self.size:  # what no system maps; the parser says what is wrong with it
             self._base = np.empty(0, np.uint8)
             return
+        self._map(descriptor, is_private=mode == "c" or (bool(NO_RESERVE) and reserves_nothing()))
+
+    def _map(self, descriptor: Descriptor, is_private: bool) -> None:
+        """Map the whole file: read-only, or so that pages are copied when they are written to."""
         # Keeps mmap from duplicating the descriptor, which would stay open as long as the views live.
         has_trackfd = sys.version_info >= (3, 13) and sys.platform != "win32"
         options: dict[str, Any] = {"trackfd": False} if has_trackfd else {}
-        if mode == "c" and _NO_RESERVE:
+        if is_private and NO_RESERVE:
             # Otherwise Linux refuses a file larger than memory, though only pages that are written to need any.
-            options |= {"flags": mmap.MAP_PRIVATE | _NO_RESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+            options |= {"flags": mmap.MAP_PRIVATE | NO_RESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
         else:
-            options["access"] = mmap.ACCESS_COPY if mode == "c" else mmap.ACCESS_READ
+            options["access"] = mmap.ACCESS_COPY if is_private else mmap.ACCESS_READ
         try:
             mapping = mmap.mmap(descriptor, self.size, **options)
         except ValueError as error:  # of no bytes, or of more than there are by now
-            raise FileChangedError(f"{path}: was cut off after it was opened ({error})") from None
-        self._mapping = mapping
-        self._base = np.frombuffer(mapping, np.uint8)
+            raise FileChangedError(f"{self.path}: was cut off after it was opened ({error})") from None
+        except OSError:
+            if not is_private or self.mode == "c":
+                raise
+            self._map(descriptor, is_private=False)  # a limit on the memory that a process may write to
+            return
+        base = np.frombuffer(mapping, np.uint8)
+        base.flags.writeable = self.mode == "c"
+        self._mapping, self._base = mapping, base
 
     @property
     def base(self) -> npt.NDArray[np.uint8]:
@@ -334,6 +343,9 @@ class MappedFile(LocalFile):
         return count_resident(self.base, offset, nbytes)
 
     def lock(self) -> None:
+        if self.mode == "r" and self.size:
+            # To lock a page that could be written to, Linux copies it first.
+            self._map(self.descriptor, is_private=False)
         if code := lock_pages(self.base):
             raise OSError(code, f"cannot lock {self.size} bytes in memory: {os.strerror(code)}", self.path)
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+import os
 import sys
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PAGE", "count_resident", "lock_pages"]
+__all__ = ["NO_RESERVE", "PAGE", "count_resident", "lock_pages", "reserves_nothing"]
 
 PAGE: Final = mmap.PAGESIZE
+#: Older versions of Python lack the name; the number is that of these machines.
+NO_RESERVE: Final[int] = getattr(
+    mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64") else 0
+)
 
 
 @functools.cache
@@ -25,6 +30,16 @@ def _libc() -> Any:
 
 def _address(array: npt.NDArray[np.uint8]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.__array_interface__["data"][0])
+
+
+@functools.cache
+def reserves_nothing() -> bool:
+    """Whether Linux takes ``MAP_NORESERVE`` as it is meant: not where it promises no more memory than there is."""
+    try:
+        with open("/proc/sys/vm/overcommit_memory", "rb") as file:
+            return file.read().strip() != b"2"
+    except OSError:
+        return False
 
 
 def lock_pages(base: npt.NDArray[np.uint8]) -> int:

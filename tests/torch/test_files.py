@@ -18,6 +18,7 @@ import pytest
 
 import mmgguf
 from mmgguf.dequant import dequantize
+from mmgguf.storage.pages import NO_RESERVE, reserves_nothing
 from mmgguf.types import LAYOUTS, GGMLType, ValueType
 
 from ..support import cases
@@ -480,6 +481,25 @@ assert (tensor == 3).all()
     # In a process of its own: what fails here is the process.
     done = subprocess.run([sys.executable, "-c", code, str(all_types)], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+    assert all_types.read_bytes() == before
+
+
+@pytest.mark.skipif(not (NO_RESERVE and reserves_nothing()), reason="mapped read-only here")
+@pytest.mark.parametrize("way", ["from_dlpack", "from_numpy"])
+def test_writing_to_what_torch_takes_of_an_array_leaves_the_file(way: str, all_types: Path) -> None:
+    code = f"""
+import sys, warnings, torch, mmgguf
+warnings.simplefilter("ignore")  # from_numpy warns that the array is not writable
+with mmgguf.open(sys.argv[1]) as f:
+    for t in f.values():
+        if t.type.name in ("F32", "F16", "I8") and t.size:
+            torch.{way}(t.data).fill_(3)
+            print(t.name)
+"""
+    before = all_types.read_bytes()
+    done = subprocess.run([sys.executable, "-c", code, str(all_types)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
     assert all_types.read_bytes() == before
 
 
