@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import compress
+from typing import Final, cast
 
 from ..format.header import Header, TensorInfos
 from ..types import layout_of
@@ -70,21 +72,19 @@ class Weights:
         by_layer, experts = [0] * layers, [0] * layers
         embeddings, rows, has_output = 0, None, False
         for header in headers:
-            starts, ends = [], []
+            names, sizes, offsets = _extents(header)
+            if None in sizes:
+                raise header.tensors[names[sizes.index(None)]].unknown_type()
+            nbytes_of = cast(list[int], sizes)
+            not_loaded: set[str] = set()
             # The tensors of a layer mostly follow each other.
             prefix, layer = _NO_LAYER, None
-            for name, nbytes, offset in _extents(header):
-                if nbytes is None:
-                    raise header.tensors[name].unknown_type()
+            for name, nbytes in zip(names, nbytes_of, strict=True):
                 if not name.startswith(prefix):
-                    prefix, layer = _NO_LAYER, None
-                    if name.startswith(_LAYERS):
-                        _, number, *role = name[name.index("blk.") :].split(".", 2)
-                        layer = numbers.get(number) if role else None
-                        if layer is not None:
-                            prefix = name[: -len(role[0])] if role[0] else name
+                    prefix, layer = _layer_of(name, numbers)
                 if layer is not None:
                     if layer >= loaded:
+                        not_loaded.add(name)
                         continue
                     by_layer[layer] += nbytes
                     if "exps" in name and name[len(prefix) :].partition(".")[0] in _EXPERTS:
@@ -98,9 +98,11 @@ class Weights:
                 else:
                     outputs += nbytes
                     has_output = has_output or name == "output.weight"
-                starts.append(offset)
-                ends.append(offset + nbytes)
-            span += max(ends, default=0) - min(starts, default=0)
+            ends = list(map(operator.add, offsets, nbytes_of))
+            if not_loaded:
+                is_loaded = [name not in not_loaded for name in names]
+                offsets, ends = list(compress(offsets, is_loaded)), list(compress(ends, is_loaded))
+            span += max(ends, default=0) - min(offsets, default=0)
         tied = 0 if has_output else embeddings
         return cls(span, tuple(by_layer), tuple(experts), inputs, outputs, tied, rows)
 
@@ -110,8 +112,20 @@ class Weights:
         return sum(self.layers) + self.input + self.output
 
 
-def _extents(header: Header) -> Iterable[tuple[str, int | None, int]]:
-    """Name, bytes and offset of each tensor; None for the bytes of an unknown ggml type."""
+def _layer_of(name: str, numbers: Mapping[str, int]) -> tuple[str, int | None]:
+    """What the names of a tensor's layer begin with, and its number; None for a tensor of no layer."""
+    if name.startswith(_LAYERS):
+        _, number, *role = name[name.index("blk.") :].split(".", 2)
+        layer = numbers.get(number) if role else None
+        if layer is not None:
+            return (name[: -len(role[0])] if role[0] else name), layer
+    return _NO_LAYER, None
+
+
+def _extents(header: Header) -> tuple[list[str], list[int | None], list[int]]:
+    """Names, bytes and offsets of the tensors; None for the bytes of an unknown ggml type."""
     if isinstance(header.tensors, TensorInfos):
         return header.tensors.extents()
-    return ((name, info.nbytes if layout_of(info.type) else None, info.offset) for name, info in header.tensors.items())
+    infos = header.tensors.values()
+    sizes = [info.nbytes if layout_of(info.type) else None for info in infos]
+    return list(header.tensors), sizes, [info.offset for info in infos]

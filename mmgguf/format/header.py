@@ -35,6 +35,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
+import numpy as np
+
 from ..errors import UnknownTypeError, shown
 from ..types import ByteOrder, GGMLType, Layout, UnknownType, ValueType, layout_of
 from .metadata import Metadata
@@ -113,12 +115,12 @@ class TensorInfos(Mapping[str, TensorInfo]):
         By n_dims: what these bytes are.
     """
 
-    __slots__ = ("_byte_order", "_infos", "_layouts")
+    __slots__ = ("_infos", "_layouts", "_offset")
 
     def __init__(self, infos: dict[str, bytes | TensorInfo], layouts: list[struct.Struct]) -> None:
         self._infos = infos
         self._layouts = {layout.size: layout.unpack for layout in layouts}
-        self._byte_order: ByteOrder = "big" if layouts[0].format.startswith(">") else "little"
+        self._offset: Final = np.dtype(">u8" if layouts[0].format.startswith(">") else "<u8")
 
     def __getitem__(self, name: str) -> TensorInfo:
         info = self._infos[name]
@@ -141,24 +143,25 @@ class TensorInfos(Mapping[str, TensorInfo]):
     def __repr__(self) -> str:
         return repr(dict(self))
 
-    def extents(self) -> Iterator[tuple[str, int | None, int]]:
-        """Name, bytes of data and offset of each, for who looks at all of them once; None for an unknown ggml type.
+    def extents(self) -> tuple[list[str], list[int | None], list[int]]:
+        """Names, bytes of data and offsets of all, for who looks at each once; None for the bytes of an unknown type.
 
-        Most tensors of a model have the shape and type of others: what these are is looked up once for all of them.
+        Most tensors of a model have the shape and type of others: what these take is computed once for all of them.
         """
-        known: dict[bytes, int | None] = {}
-        for name, info in self._infos.items():
-            if type(info) is bytes:
-                head = info[:-8]
-                if head not in known:
-                    *ne, type_id, _ = self._layouts[len(info)](info)
-                    layout = layout_of(type_id)
-                    known[head] = None if layout is None else layout.nbytes(tuple(ne[::-1]))
-                yield name, known[head], int.from_bytes(info[-8:], self._byte_order)
-            else:
-                made = cast(TensorInfo, info)
-                layout = layout_of(made.type)
-                yield name, None if layout is None else layout.nbytes(made.shape), made.offset
+        infos = list(self._infos.values())
+        if TensorInfo in set(map(type, infos)):
+            made = list(self.values())
+            sizes = [info.nbytes if layout_of(info.type) else None for info in made]
+            return list(self), sizes, [info.offset for info in made]
+        stored = cast(list[bytes], infos)
+        heads = [info[:-8] for info in stored]
+        nbytes: dict[bytes, int | None] = {}
+        for head in set(heads):
+            *ne, type_id, _ = self._layouts[len(head) + 8](head + bytes(8))
+            layout = layout_of(type_id)
+            nbytes[head] = None if layout is None else layout.nbytes(tuple(ne[::-1]))
+        offsets = np.frombuffer(b"".join([info[-8:] for info in stored]), self._offset).tolist()
+        return list(self._infos), [nbytes[head] for head in heads], offsets
 
 
 @dataclass(frozen=True, slots=True)
