@@ -23,7 +23,7 @@ KIB = 1024
 
 def _seeker(buffer_size: int) -> Callable[[Any], tuple[int, int]]:
     def parse(file: Any) -> tuple[int, int]:
-        header = parse_header(mmgguf.format.seeker.BufferedSeeker(file, buffer_size))
+        header = parse_header(file, buffer_size=buffer_size)
         return len(header.metadata), len(header.tensors)
 
     return parse

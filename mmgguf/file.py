@@ -311,7 +311,7 @@ class GGUFFile(Mapping[str, Tensor]):
         """
         self._closed = True
         for shard in self.shards:
-            shard.header.metadata.bind(None)
+            shard.header.metadata.close()
             shard.file.close()
 
     def __enter__(self) -> Self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ import numpy.typing as npt
 __all__ = ["Part", "Selection", "part", "select"]
 
 Shape = tuple[int, ...]
+
+#: Types of indices that choose along one axis each, whatever stands beside them.
+_BASIC: Final = frozenset({int, slice})
 
 
 class Selection(NamedTuple):
@@ -70,8 +73,10 @@ def select(key: Any, shape: Shape, block_size: int) -> Selection | None:
     >>> select((1, 40), (4, 64), 32)
     Selection(blocks=(1, slice(1, 2, None)), cut=(Ellipsis, 8))
     """
-    parts = list(key) if isinstance(key, tuple) else [key]
-    expanded = _expand(parts, shape)
+    parts = key if isinstance(key, tuple) else (key,)
+    if len(parts) < len(shape) and _BASIC.issuperset(map(type, parts)):
+        return Selection(parts, ())  # whole rows
+    expanded = _expand(list(parts), shape)
     if expanded is None:
         return None
     *leading, last = expanded

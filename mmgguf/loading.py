@@ -13,7 +13,7 @@ from .file import GGUFFile, Source, opened
 from .format.header import Header
 from .format.metadata import RetainedArrays
 from .format.parser import parse_header
-from .format.seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
+from .format.seeker import DEFAULT_BUFFER_SIZE
 from .selection import Names, Progress, walk
 from .storage.base import TIMEOUT, Transfer
 from .storage.sources import Opener
@@ -157,4 +157,4 @@ def read_header(
 
 
 def _read_header(file: Any, buffer_size: int, size: float | None) -> Header:
-    return parse_header(BufferedSeeker(file, buffer_size), RetainedArrays(), size=size)
+    return parse_header(file, RetainedArrays(), size=size, buffer_size=buffer_size)

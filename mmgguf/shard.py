@@ -10,10 +10,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from .errors import FileChangedError, GGUFError, SplitError, shown
+from .errors import GGUFError, SplitError, shown
 from .format.header import Header
 from .format.parser import parse_header
-from .format.seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 from .format.shards import ShardName, shard_name
 from .storage.base import Storage
 from .storage.sources import Opener
@@ -69,26 +68,17 @@ def open_shards(source: Any, opener: Opener) -> list[Shard]:
 def parse_storage(file: Storage) -> Shard:
     """Parse the header of an open file, which is closed if that fails."""
     try:
-        seeker = BufferedSeeker(file.reader(), DEFAULT_BUFFER_SIZE)
-        try:
-            header = parse_header(seeker)
-        except GGUFError as error:
-            text = str(error)
-            error.args = (text if text.startswith(file.path) else f"{file.path}: {text}",)
-            raise
-        if file.size != seeker.size:
-            # The header was held against another size than the one that is mapped.
-            raise FileChangedError(
-                f"{file.path}: had {file.size} bytes when it was opened, {seeker.size} when its header was read"
-            )
+        header = parse_header(file.reader(), file, size=file.size, path=file.path)
         file.require_unchanged()
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        if isinstance(error, GGUFError):
+            text = str(error)
+            error.args = (text if text.startswith(file.path) else f"{file.path}: {text}",)
+        elif isinstance(error, OSError) and error.filename is None and error.errno is not None:
             error.filename = file.path  # of some special files there is no end to seek to
         file.close()
         raise
     file.header_nbytes = header.nbytes
-    header.metadata.bind(file, file.path)
     return Shard(file.path, header, file)
 
 

@@ -145,17 +145,18 @@ class Tensor(Arithmetic):
         ClosedError, FileChangedError
             The file was closed, or has another size now.
         """
-        shape, dtype = self._stored_form()
+        shape, dtype, _ = self._stored_form()
         return self.storage.array(self.data_offset + self.info.offset, shape, dtype)
 
-    def _stored_form(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    def _stored_form(self) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+        """Shape and dtype of `data`, and how many numbers an item of it stands for."""
         info = self.info
         form = stored_form(info.type, self.byte_order)
         if form is None:
             raise info.unknown_type()
         block_size, dtype = form
         shape = info.ne[::-1]
-        return (shape if block_size == 1 else (*shape[:-1], shape[-1] // block_size)), dtype
+        return (shape if block_size == 1 else (*shape[:-1], shape[-1] // block_size)), dtype, block_size
 
     def data_at(self, key: Any) -> npt.NDArray[Any]:
         """``data[key]``; with ``storage="read"`` no more is read than integers, a slice or a list of rows choose.
@@ -273,16 +274,13 @@ class Tensor(Arithmetic):
         """
         data = self.data
         if data.ndim:
-            return self._dequantize(data, dtype, out=out, threads=threads)
+            return dequantize(data, self.type, dtype, out, threads)
         if out is not None and np.shape(out) != ():
             raise ValueError(f"out must have shape (), got {np.shape(out)}")
         # A single number: the kernels work along an axis.
         row = out.reshape(1) if isinstance(out, np.ndarray) else out
-        values = self._dequantize(data.reshape(1), dtype, out=row, threads=threads)
+        values = dequantize(data.reshape(1), self.type, dtype, row, threads)
         return values.reshape(()) if out is None else out
-
-    def _dequantize(self, blocks: npt.NDArray[Any], dtype: Any = np.float32, **options: Any) -> npt.NDArray[Any]:
-        return dequantize(blocks, GGMLType(self.type), dtype=dtype, **options)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         data = self.data
@@ -295,8 +293,8 @@ class Tensor(Arithmetic):
         if copy is False:
             raise ValueError(f"{shown(self.name)}: {GGMLType(self.type).name} blocks become numbers only in a copy")
         if dtype is None or np.dtype(dtype) in DTYPES:
-            return self._dequantize(data, np.float32 if dtype is None else dtype)
-        return self._dequantize(data).astype(dtype)
+            return dequantize(data, self.type, np.float32 if dtype is None else dtype)
+        return dequantize(data, self.type).astype(dtype)
 
     @property
     def _is_swapped_bfloat16(self) -> bool:
@@ -309,17 +307,18 @@ class Tensor(Arithmetic):
         Needed is what integers, slices, and lists or masks of rows choose.  Other arrays, and None, index the numbers
         of the whole tensor.
         """
-        if self.layout.is_plain:
+        _, _, block_size = self._stored_form()
+        if block_size == 1:
             result = self.data_at(key)
             return result.astype(_BFLOAT16) if self._is_swapped_bfloat16 else result
         try:
-            selection = indexing.select(key, self.shape, self.layout.block_size)
+            selection = indexing.select(key, self.shape, block_size)
         except IndexError as error:
             raise IndexError(f"{shown(self.name)}: {error}") from None
         if selection is None:
-            whole: npt.NDArray[Any] = self._dequantize(self.data)[key]
+            whole: npt.NDArray[Any] = dequantize(self.data, self.type)[key]
             return whole
-        values: npt.NDArray[Any] = self._dequantize(self.data_at(selection.blocks))[selection.cut]
+        values: npt.NDArray[Any] = dequantize(self.data_at(selection.blocks), self.type)[selection.cut]
         return values[()]  # as from numpy: where no axis is left, a scalar
 
     def __len__(self) -> int:
@@ -358,7 +357,7 @@ class Tensor(Arithmetic):
         ClosedError, FileChangedError
             The file was closed, or has another size now.
         """
-        shape, dtype = self._stored_form()
+        shape, dtype, _ = self._stored_form()
         if not self.layout.is_plain or not dtype.isnative:
             if copy is False:
                 what = f"{GGMLType(self.type).name} of this byte order" if self.layout.is_plain else "blocks"

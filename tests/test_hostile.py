@@ -443,8 +443,8 @@ def test_a_file_that_shrinks_while_it_is_opened(
     if step == "header":
         parse = module.parse_header
 
-        def after(*args: Any) -> Any:
-            header = parse(*args)
+        def after(*args: Any, **options: Any) -> Any:
+            header = parse(*args, **options)
             os.truncate(model, 30_000)
             return header
 

@@ -19,7 +19,6 @@ from ..format.constants import DEFAULT_ALIGNMENT
 from ..format.header import Header, TensorInfo
 from ..format.metadata import ArrayInfo
 from ..format.parser import parse_header
-from ..format.seeker import BufferedSeeker
 from ..format.strings import Chain, StringArray, encoded_size
 from ..format.values import NUMBERS
 from ..storage.local import open_descriptor
@@ -200,7 +199,7 @@ class GGUFReader:
             # Who builds no tensors, or others, may have no more than the beginning of a file.
             builds_tensors = type(self)._build_tensors is GGUFReader._build_tensors
             size = None if builds_tensors else math.inf
-            self._header: Header = parse_header(BufferedSeeker(file), size=size)
+            self._header: Header = parse_header(file, size=size)
             self.data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(file, np.uint8, mode)
             # The same memory without the cost of np.memmap, which runs Python code for every view.
             self._base: Array = self.data.view(np.ndarray)

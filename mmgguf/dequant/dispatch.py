@@ -330,7 +330,10 @@ def _jobs(plan: _Plan, stored: NDArray[Any], out: NDArray[Any]) -> Iterator[_Job
 
 def _run_whole(compute: _Compute, blocks: NDArray[Any], out: NDArray[Any], threads: int, stream: bool) -> None:
     """Run a compiled kernel on contiguous memory, with as little overhead as possible."""
-    step = -(-blocks.size // (4 * threads)) if threads > 1 else blocks.size
+    if threads == 1:
+        compute(blocks, out, stream)
+        return
+    step = -(-blocks.size // (4 * threads))
 
     def work(start: int) -> None:
         compute(blocks[start : start + step], out[start : start + step], stream)

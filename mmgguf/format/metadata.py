@@ -86,6 +86,8 @@ class Metadata(TypedMapping):
         How the file stores strings.
     source : ArraySource, optional
         Gives the bytes of arrays.
+    path : str, optional
+        Where the file is, for errors.
 
     Attributes
     ----------
@@ -101,21 +103,21 @@ class Metadata(TypedMapping):
         types: dict[str, ValueType],
         chain: Chain,
         source: ArraySource | None = None,
+        path: str = "",
     ) -> None:
         self._values = values
         self._types = types
         self._chain = chain
         self._source = source
         self._arrays: dict[str, Any] = {}
-        self._path = ""
+        self._path = path
         # No property: jedi, which completes in notebooks, fails on one that returns a Literal.
         self.byte_order: ByteOrder = chain.byte_order
 
-    def bind(self, source: ArraySource | None, path: str = "") -> None:
-        """Read arrays from `source` from now on, and name `path` in errors; with None they can no longer be read."""
-        self._source = source
+    def close(self) -> None:
+        """Give up the source: arrays can no longer be read."""
+        self._source = None
         self._arrays = {}
-        self._path = path or self._path
 
     def __getitem__(self, key: str) -> Any:
         try:
@@ -124,7 +126,7 @@ class Metadata(TypedMapping):
             raise self._no_key(key) from None
         if not isinstance(value, ArrayInfo):
             return value
-        arrays = self._arrays  # once: `bind` may come between, and what was read before it is not kept
+        arrays = self._arrays  # once: `close` may come between, and what was read before it is not kept
         array = arrays.get(key)
         if array is None:
             source = self._source  # once, likewise

@@ -14,7 +14,7 @@ from ..types import ByteOrder, ValueType, align, byte_order_character
 from .checks import check_data, is_sound
 from .constants import DEFAULT_ALIGNMENT, LEGACY_MAGICS, MAGIC, MAGIC_REVERSED, MAX_DIMS, MAX_DIMS_READ, MAX_STRING_SIZE
 from .header import Header, TensorInfo, TensorInfos
-from .metadata import ArrayInfo, Metadata, RetainedArrays
+from .metadata import ArrayInfo, ArraySource, Metadata, RetainedArrays
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
 from .strings import Chain, decode, encoded_size, scan
 from .values import NUMBERS
@@ -27,34 +27,44 @@ _VALUE_TYPES: Final[dict[int, ValueType]] = {int(t): t for t in ValueType}
 
 
 def parse_header(
-    seeker: BufferedSeeker,
-    retained: RetainedArrays | None = None,
+    file: Any,
+    source: ArraySource | None = None,
     *,
     size: float | None = None,
+    buffer_size: int = DEFAULT_BUFFER_SIZE,
+    path: str = "",
 ) -> Header:
     """Parse the header of a file, from its first byte on.
 
     Parameters
     ----------
-    seeker : BufferedSeeker
-        At the file's beginning; afterwards somewhere behind the header.
-    retained : RetainedArrays, optional
-        Keeps the bytes of metadata arrays.  Without it these need `Metadata.bind` before they are touched.
+    file : binary file object
+        As `BufferedSeeker` takes it; afterwards its position is somewhere behind the header.
+    source : ArraySource, optional
+        Gives the bytes of metadata arrays when they are touched; `RetainedArrays` are given them now.  Without it
+        these arrays cannot be read.
     size : int or math.inf, optional
-        Bytes of the whole file, which tensors have to lie in, where the seeker has only its beginning.
+        Bytes of the whole file, which tensors have to lie in; by default those that the file object has.
+    buffer_size : int, default 65536
+        Bytes to fetch at a time.
+    path : str, optional
+        Where the file is, for the errors of its metadata.
 
     Raises
     ------
     GGUFError
         The bytes are not a GGUF header; `mmgguf.errors` has the kinds.
     """
-    return _Parser(seeker, retained).header(seeker.size if size is None else size)
+    seeker = BufferedSeeker(file, buffer_size)
+    return _Parser(seeker, source, path).header(seeker.size if size is None else size)
 
 
 class _Parser:
-    def __init__(self, seeker: BufferedSeeker, retained: RetainedArrays | None) -> None:
+    def __init__(self, seeker: BufferedSeeker, source: ArraySource | None, path: str) -> None:
         self.seeker = seeker
-        self.retained = retained
+        self.source = source
+        self.path = path
+        self.retained = source if isinstance(source, RetainedArrays) else None
         self.version, self.byte_order = self._version()
         order = byte_order_character(self.byte_order)
         width = 4 if self.version == 1 else 8
@@ -147,7 +157,7 @@ class _Parser:
             what = shown(key)
             types[key] = type_ = self.value_type(what)
             values[key] = self.value(what, type_)
-        return Metadata(values, types, self.chain, self.retained)
+        return Metadata(values, types, self.chain, self.source, self.path)
 
     def value_type(self, what: str) -> ValueType:
         number = self.seeker.unpack(self.u32, what)[0]

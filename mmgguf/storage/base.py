@@ -64,7 +64,8 @@ class Transfer:
     timeout: float = TIMEOUT
     max_concurrency: int = MAX_CONCURRENCY
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for limits that nothing can keep."""
         if not self.timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, got {self.timeout}")
         if self.max_concurrency < 1:

@@ -46,7 +46,6 @@ __all__ = [
     "MappedFile",
     "ReadFile",
     "open_descriptor",
-    "open_path",
     "read_at",
 ]
 
@@ -127,19 +126,21 @@ class LocalFile(Storage):
 
     Parameters
     ----------
-    descriptor : Descriptor
-        Of the file, open for reading; `close` drops it.
     path : str
-        Where it was opened: for messages, and to find it again from another process.
+        Where it is opened: for messages, and to find it again from another process.
     mode : {"r", "c"}
         ``"r"``: arrays are read-only.  ``"c"``: they are writable, and the file never changes.
+    descriptor : Descriptor, optional
+        The file, open for reading already; `close` drops it.
     is_findable : bool, default True
         Whether the path leads to this file.
     """
 
     __slots__ = ("_absolute_path", "_descriptor", "_identity", "_status")
 
-    def __init__(self, descriptor: Descriptor, path: str, mode: Mode, is_findable: bool = True) -> None:
+    def __init__(self, path: str, mode: Mode, descriptor: Descriptor | None = None, is_findable: bool = True) -> None:
+        if descriptor is None:
+            descriptor = open_descriptor(path)
         self._status = os.fstat(descriptor)
         super().__init__(path, mode, self._status.st_size, path if is_findable else None)
         # Independent of later changes of the working directory.
@@ -245,8 +246,8 @@ class MappedFile(LocalFile):
     is_memory = True
     __slots__ = ("_base", "_mapping", "_writable")
 
-    def __init__(self, descriptor: Descriptor, path: str, mode: Mode, is_findable: bool = True) -> None:
-        super().__init__(descriptor, path, mode, is_findable)
+    def __init__(self, path: str, mode: Mode, descriptor: Descriptor | None = None, is_findable: bool = True) -> None:
+        super().__init__(path, mode, descriptor, is_findable)
         self._mapping: mmap.mmap | None = None
         #: The same pages once more, copy-on-write; made when somebody needs memory to write to.
         self._writable: MappedFile | None = None
@@ -267,7 +268,7 @@ class MappedFile(LocalFile):
         else:
             options["access"] = mmap.ACCESS_COPY if is_private else mmap.ACCESS_READ
         try:
-            mapping = mmap.mmap(descriptor, self.size, **options)
+            mapping = mmap.mmap(self.descriptor, self.size, **options)
         except ValueError as error:  # of no bytes, or of more than there are by now
             raise FileChangedError(f"{self.path}: was cut off after it was opened ({error})") from None
         except OSError:
@@ -316,7 +317,7 @@ class MappedFile(LocalFile):
             The file was closed, or has another size than at opening.
         """
         self.require_unchanged()
-        return MappedFile(Descriptor(os.dup(self.descriptor)), self.path, "c")
+        return MappedFile(self.path, "c", Descriptor(os.dup(self.descriptor)))
 
     def advise(self, access: Access) -> None:
         super().advise(access)
@@ -428,11 +429,6 @@ def _pread(descriptor: int, count: int, offset: int) -> bytes:
 LOCAL_KINDS: Final[dict[StorageKind | None, type[LocalFile]]] = {None: MappedFile, "mmap": MappedFile, "read": ReadFile}
 
 
-def open_path(path: str, kind: StorageKind | None, mode: Mode) -> LocalFile:
-    """The storage over the file at a path."""
-    return LOCAL_KINDS[kind](open_descriptor(path), path, mode)
-
-
 @dataclass(frozen=True, slots=True)
 class LocalReference(Reference):
     """A file by its absolute path."""
@@ -443,7 +439,7 @@ class LocalReference(Reference):
     identity: Identity
 
     def open(self) -> LocalFile:
-        file = open_path(self.path, self.kind, self.mode)
+        file = LOCAL_KINDS[self.kind](self.path, self.mode)
         try:
             file.header_nbytes = self.identity.header_nbytes
             require_identity(file, self.identity)

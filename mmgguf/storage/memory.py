@@ -231,7 +231,7 @@ def _as_local(source: Any, kind: StorageKind | None, mode: Mode) -> LocalFile | 
         descriptor = None if where is None else _same(where, number)
         if descriptor is not None:
             findable = named is not None and _is_same(named, number)
-            return LOCAL_KINDS[kind](descriptor, path, mode, findable)
+            return LOCAL_KINDS[kind](path, mode, descriptor, findable)
     return None
 
 

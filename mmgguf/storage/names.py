@@ -94,7 +94,9 @@ def resolve(source: str, *, storage_options: Mapping[str, Any] | None = None, ti
     """
     if not is_url(source) or scheme_of(source) not in SCHEMES:
         return source
-    found = find(source, storage_options or {}, Transfer(timeout))
+    transfer = Transfer(timeout)
+    transfer.check()
+    found = find(source, storage_options or {}, transfer)
     return found.url if found.path is None else found.path
 
 

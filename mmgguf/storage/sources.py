@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import GGUFError, MissingExtraError, RemoteError
 from .base import Mode, Storage, StorageKind, Transfer
-from .local import open_path
+from .local import LOCAL_KINDS
 from .urls import hide, is_url, require_fsspec, scheme_of, shown_url
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Opener:
         OSError, GGUFError
             It cannot be opened.
         """
-        if isinstance(source, str) and is_url(source):
+        if isinstance(source, str) and "://" in source and is_url(source):
             return open_url(source, self.kind, self.mode, self.options or {}, self.transfer)
         if self.options:
             raise ValueError("storage_options are for URLs: neither paths nor file objects have any")
@@ -62,7 +62,7 @@ class Opener:
             return open_object(source, self.kind, self.mode)
         path = os.fsdecode(source)
         try:
-            return open_path(path, self.kind, self.mode)
+            return LOCAL_KINDS[self.kind](path, self.mode)
         except FileNotFoundError as error:
             missing = error
         # Outside of the handler, so that an error of the search for a hint would be no error of an error.
@@ -75,16 +75,17 @@ class Opener:
 
 def open_url(url: str, kind: StorageKind | None, mode: Mode, options: Mapping[str, Any], transfer: Transfer) -> Storage:
     """The storage over the file behind a URL or a store's name: mapped where it is on this machine."""
+    transfer.check()
     scheme = scheme_of(url)
     if "::" not in url.partition("://")[0]:
         if scheme == "file":
-            return open_path(path_of(url), kind, mode)
+            return LOCAL_KINDS[kind](path_of(url), mode)
         from .names import SCHEMES, find
 
         if scheme in SCHEMES:
             found = find(url, options, transfer)
             if found.path is not None:
-                return open_path(found.path, kind, mode)
+                return LOCAL_KINDS[kind](found.path, mode)
             others = {name: value for name, value in options.items() if name != "token"}
 
             def connect() -> Transport:
@@ -96,7 +97,7 @@ def open_url(url: str, kind: StorageKind | None, mode: Mode, options: Mapping[st
     fs, path = file_system(url, options)
     local = _local_path(fs, path, url, options)
     if local is not None:
-        return open_path(local, kind, mode)
+        return LOCAL_KINDS[kind](local, mode)
     return _open_remote(lambda: _transport(url, options, transfer), url, kind, options, mode, transfer)
 
 

@@ -37,7 +37,7 @@ def require_fsspec() -> Any:
 
 def is_url(text: str) -> bool:
     """Whether a text is a URL, and no path."""
-    return "://" in text and _URL.match(text) is not None
+    return _URL.match(text) is not None
 
 
 def scheme_of(url: str) -> str:
