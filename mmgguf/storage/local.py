@@ -239,6 +239,17 @@ class LocalFile(Storage):
         self._descriptor = None
 
 
+# Without trackfd, mmap duplicates the descriptor, which would stay open as long as the views live.
+_TRACK: Final = {"trackfd": False} if sys.version_info >= (3, 13) and sys.platform != "win32" else {}
+_READ_ONLY: Final[dict[str, Any]] = {"access": mmap.ACCESS_READ, **_TRACK}
+# Without NO_RESERVE, Linux refuses a file larger than memory, though only pages that are written to need any.
+_COPY_ON_WRITE: Final[dict[str, Any]] = _TRACK | (
+    {"flags": mmap.MAP_PRIVATE | NO_RESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+    if NO_RESERVE
+    else {"access": mmap.ACCESS_COPY}
+)
+
+
 class MappedFile(LocalFile):
     """Arrays are zero-copy views of the mapped file."""
 
@@ -255,30 +266,21 @@ class MappedFile(LocalFile):
         if not self.size:  # what no system maps; the parser says what is wrong with it
             self._base = np.empty(0, np.uint8)
             return
-        self._map(descriptor, is_private=mode == "c" or (bool(NO_RESERVE) and reserves_nothing()))
-
-    def _map(self, descriptor: Descriptor, is_private: bool) -> None:
-        """Map the whole file: read-only, or so that pages are copied when they are written to."""
-        # Keeps mmap from duplicating the descriptor, which would stay open as long as the views live.
-        has_trackfd = sys.version_info >= (3, 13) and sys.platform != "win32"
-        options: dict[str, Any] = {"trackfd": False} if has_trackfd else {}
-        if is_private and NO_RESERVE:
-            # Otherwise Linux refuses a file larger than memory, though only pages that are written to need any.
-            options |= {"flags": mmap.MAP_PRIVATE | NO_RESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
-        else:
-            options["access"] = mmap.ACCESS_COPY if is_private else mmap.ACCESS_READ
-        try:
-            mapping = mmap.mmap(self.descriptor, self.size, **options)
-        except ValueError as error:  # of no bytes, or of more than there are by now
-            raise FileChangedError(f"{self.path}: was cut off after it was opened ({error})") from None
-        except OSError:
-            if not is_private or self.mode == "c":
-                raise
-            self._map(descriptor, is_private=False)  # a limit on the memory that a process may write to
-            return
-        base = np.frombuffer(mapping, np.uint8)
-        base.flags.writeable = self.mode == "c"
-        self._mapping, self._base = mapping, base
+        # Where pages that nobody writes to need no memory, read-only files are mapped copy-on-write, too.
+        may_copy = mode == "c" or (bool(NO_RESERVE) and reserves_nothing())
+        ways = [_COPY_ON_WRITE] * may_copy + [_READ_ONLY] * (mode == "r")
+        for options in ways:
+            try:
+                self._mapping = mmap.mmap(self.descriptor, self.size, **options)
+                break
+            except ValueError as error:  # of no bytes, or of more than there are by now
+                raise FileChangedError(f"{path}: was cut off after it was opened ({error})") from None
+            except OSError:  # perhaps a limit on the memory that a process may write to
+                if options is ways[-1]:
+                    raise
+        assert self._mapping is not None
+        self._base = np.frombuffer(self._mapping, np.uint8)
+        self._base.flags.writeable = mode == "c"
 
     @property
     def base(self) -> npt.NDArray[np.uint8]:
@@ -346,7 +348,9 @@ class MappedFile(LocalFile):
     def lock(self) -> None:
         if self.mode == "r" and self.size:
             # To lock a page that could be written to, Linux copies it first.
-            self._map(self.descriptor, is_private=False)
+            self.require_unchanged()
+            self._mapping = mmap.mmap(self.descriptor, self.size, **_READ_ONLY)
+            self._base = np.frombuffer(self._mapping, np.uint8)
         if code := lock_pages(self.base):
             raise OSError(code, f"cannot lock {self.size} bytes in memory: {os.strerror(code)}", self.path)
 
