@@ -6,9 +6,11 @@ Typer's own come in frames whose columns are folded and cut in narrow windows.
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from typing import Any, Final
 
+import typer
 from rich.cells import cell_len
 from typer.core import TyperCommand, TyperGroup
 
@@ -38,6 +40,13 @@ class Commands(TyperGroup):
     def make_context(self, *args: Any, **kwargs: Any) -> Any:  # prints help texts
         with errors_as_one_line():
             return super().make_context(*args, **kwargs)
+
+    def _main_shell_completion(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            with errors_as_one_line():
+                super()._main_shell_completion(*args, **kwargs)
+        except typer.Exit as end:  # which nobody takes yet
+            sys.exit(end.exit_code)
 
     def invoke(self, ctx: Any) -> Any:
         with errors_as_one_line():

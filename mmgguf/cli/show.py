@@ -105,7 +105,7 @@ def _match(metadata: Metadata, wanted: list[str], path: str) -> list[str]:
     for key in wanted:
         fitting = [key] if key in metadata else [known for known in metadata if fnmatchcase(known, key)]
         if not fitting:
-            raise NameNotFoundError(f"{path}: no metadata key {shown(key, quoted=True)}")
+            raise NameNotFoundError(f"{path}: no metadata key {shown(key, quoted=True)}", key, metadata)
         chosen.update(dict.fromkeys(fitting))
     return list(chosen)
 

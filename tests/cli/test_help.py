@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 
 import pytest
 import typer
@@ -13,7 +15,7 @@ import mmgguf
 from mmgguf.cli import app
 
 from ..support.commandline import invoke, posix
-from ..support.terminal import run, run_in_terminal
+from ..support.terminal import MMGGUF, run, run_in_terminal
 
 
 def test_version() -> None:
@@ -56,6 +58,16 @@ def test_completion(shell: str) -> None:
     environment |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
     assert "verify" in run(env=environment).stdout
     assert "_MMGGUF_COMPLETE" in run(env=os.environ | {"_MMGGUF_COMPLETE": f"source_{shell}"}).stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("action", ["source_bash", "complete_bash"])
+def test_completion_into_what_takes_no_more(action: str) -> None:
+    environment = os.environ | {"_MMGGUF_COMPLETE": action, "COMP_WORDS": "mmgguf ver", "COMP_CWORD": "1"}
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(MMGGUF, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert result.returncode == 2
+    assert re.fullmatch("mmgguf: the output cannot be written: .*\n", result.stderr)
 
 
 @pytest.mark.parametrize(

@@ -195,3 +195,20 @@ def test_typed_values_in_the_table(tmp_path: Path) -> None:
         ["f", "FLOAT64", "0.1"],
         ["b", "BOOL", "True"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "FILE", "general.nme"], "FILE: no metadata key 'general.nme'; did you mean 'general.name'"),
+        (["show", "FILE", "general.name", "llama.epsylon"], "did you mean 'llama.epsilon'"),
+        (["show", "FILE", "tokens.*"], "FILE: no metadata key 'tokens.*'\n"),
+        (["show", "FILE", "--tensor", "outptu"], "FILE: no tensor 'outptu'; did you mean 'output'?"),
+        (["ls", "FILE", "blk.2.atn_q.weight"], "no tensor 'blk.2.atn_q.weight'; did you mean 'blk.2.attn_q.weight'"),
+        (["edit", "FILE", "--in-place", "--delete", "general.nme"], "did you mean 'general.name'"),
+    ],
+)
+def test_a_misspelt_name_gets_a_suggestion(arguments: list[str], message: str, model: Path) -> None:
+    result = CliRunner().invoke(app, [str(model) if argument == "FILE" else argument for argument in arguments])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message.replace("FILE", str(model)) in result.stderr
