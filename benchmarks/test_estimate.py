@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import mmgguf
-from mmgguf.estimate import Estimate
+from mmgguf.estimates import Estimate
 from tests.support.build import F16, UINT32, Build
 from tests.support.models import Unavailable, smollm2
 

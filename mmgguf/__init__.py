@@ -22,7 +22,7 @@ from . import (
 )
 from .dequant import dequantize
 from .errors import GGUFError
-from .estimate import estimate
+from .estimates import estimate
 from .file import GGUFFile
 from .file import open as open
 from .format.header import Header

@@ -28,7 +28,7 @@ PUBLIC = [
     "mmgguf.dask",
     "mmgguf.edit",
     "mmgguf.errors",
-    "mmgguf.estimate",
+    "mmgguf.estimates",
     "mmgguf.inspect",
     "mmgguf.jax",
     "mmgguf.npz",

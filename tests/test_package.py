@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import builtins
 import pickle
+import pkgutil
 import re
+from types import ModuleType
 
 import pytest
 
 import mmgguf
-from mmgguf import errors
+from mmgguf import edit, errors, report
 
 #: A new name is a promise: it is made here, too.
 NAMES = """
@@ -24,6 +26,13 @@ def test_the_names_of_the_package() -> None:
     # Without `open`: `from mmgguf import *` must not replace the builtin.
     assert mmgguf.__all__ == NAMES.split()
     assert all(hasattr(mmgguf, name) for name in mmgguf.__all__)
+
+
+@pytest.mark.parametrize("package", [mmgguf, mmgguf.inspect, edit, report], ids=lambda package: package.__name__)
+def test_a_name_is_a_function_or_a_module(package: ModuleType) -> None:
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    for name in modules & set(package.__all__):
+        assert isinstance(getattr(package, name), ModuleType)
 
 
 def test_the_errors_are_those_that_the_docstring_draws() -> None:

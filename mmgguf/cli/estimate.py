@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from ..errors import human_size
-from ..estimate import Device, Estimate, Placement
-from ..estimate import estimate as estimate_of
+from ..estimates import Device, Estimate, Placement
+from ..estimates import estimate as estimate_of
 from .printing import is_terminal, print_json, print_lines, print_sentence, print_table, safe, shorten_middle, size_text
 
 __all__ = ["estimate"]

@@ -10,7 +10,7 @@ import typer
 import mmgguf
 
 from ..inspect.contents import Digests
-from ..inspect.verify import Finding
+from ..inspect.findings import Finding
 from .options import File
 from .printing import (
     UNUSABLE,

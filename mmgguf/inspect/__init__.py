@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from .contents import Difference, Digests, compare, digest
+from .findings import Finding, verify
 from .histogram import Histogram, bucket_edges
 from .imatrix import Importance, importance, is_imatrix
 from .statistics import Outlier, TensorStats, stats
 from .values import TensorDistance, TypeDistance, ValueComparison, compare_values
-from .verify import Finding, verify
 
 __all__ = [
     "Difference",

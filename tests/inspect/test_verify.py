@@ -15,8 +15,8 @@ import mmgguf
 from mmgguf import GGMLType, GGUFError, TypedTensor
 from mmgguf.inspect import Finding
 from mmgguf.inspect.contents import CHUNK_SIZE
+from mmgguf.inspect.findings import MAX_FINDINGS, MAX_VALUES
 from mmgguf.inspect.finite import finite_tests
-from mmgguf.inspect.verify import MAX_FINDINGS, MAX_VALUES
 from mmgguf.types import LAYOUTS
 
 from ..support import ggml, touch

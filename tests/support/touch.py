@@ -10,7 +10,7 @@ import numpy as np
 import mmgguf
 from mmgguf import GGMLType, GGUFError, GGUFFile, Header, Metadata, Tensor
 from mmgguf.errors import UnknownTypeError
-from mmgguf.estimate import Estimate
+from mmgguf.estimates import Estimate
 from mmgguf.format.strings import StringArray
 
 #: ggml types whose blocks have no numbers on their own.

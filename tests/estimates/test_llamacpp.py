@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mmgguf.estimate import estimate
+from mmgguf.estimates import estimate
 
 from ..support import llamamemory, tiny
 

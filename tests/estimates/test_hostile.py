@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import mmgguf
 from mmgguf import GGUFError, TypedValue, ValueType
-from mmgguf.estimate import ARCHITECTURES, estimate
+from mmgguf.estimates import ARCHITECTURES, estimate
 
 from ..support import build, tiny, touch
 from ..support.build import Build

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmgguf.estimate import Estimate, estimate
-from mmgguf.estimate.placement import _bounds
+from mmgguf.estimates import Estimate, estimate
+from mmgguf.estimates.placement import _bounds
 
 from ..support import tiny
 

@@ -14,7 +14,7 @@ import pytest
 
 import mmgguf
 from mmgguf import GGMLType
-from mmgguf.estimate import ARCHITECTURES, Estimate, estimate
+from mmgguf.estimates import ARCHITECTURES, Estimate, estimate
 
 from ..support import tiny, touch
 
@@ -309,7 +309,7 @@ def test_repr(tmp_path: Path) -> None:
 
 
 def test_importing_it_imports_nothing_else() -> None:
-    code = "import sys, mmgguf.estimate; print([m for m in ('typer', 'rich', 'torch', 'numba') if m in sys.modules])"
+    code = "import sys, mmgguf.estimates; print([m for m in ('typer', 'rich', 'torch', 'numba') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
