@@ -157,13 +157,8 @@ class Tensors(TensorMapping[Any]):
     ----------
     f : GGUFFile
         Must stay open while tensors are asked for; those handed out stay valid after that.
-    dtype : {float32, float16, bfloat16, float64}, optional
-        What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
-        blocks become float32.
-    dequantize : bool, default True
-        False hands blocks over as `PackedArray`.
-    device : jax.Device or jax.sharding.Sharding, optional
-        Where the arrays go; by default where JAX puts new ones.
+    dtype, dequantize, device
+        As of `load_file`.
 
     Notes
     -----
@@ -217,17 +212,10 @@ def load_file(
 
     Parameters
     ----------
-    source : path-like or GGUFFile
-        The file.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
-    dtype : {float32, float16, bfloat16, float64}, optional
-        What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
-        blocks become float32.
+    source, names, dtype, progress
+        As of `mmgguf.load_file`.
     dequantize : bool, default True
         False hands blocks over packed, as `PackedArray`.
-    progress : callable, optional
-        Called with (bytes done, bytes in all).
     device : jax.Device or jax.sharding.Sharding, optional
         Where the arrays go; by default where JAX puts new ones.
 
@@ -238,10 +226,8 @@ def load_file(
 
     Raises
     ------
-    GGUFError
-        The file is not valid, a name is missing, a ggml type is unknown.
-    TypeError
-        A dtype that is not offered.
+    GGUFError, TypeError
+        As `mmgguf.load_file`.
 
     Examples
     --------

@@ -48,15 +48,12 @@ def save_file(
         The GGUF file.
     path : path-like
         The file to make or to replace; no suffix is added.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
+    names, progress
+        As of `mmgguf.load_file`.
     dtype : {float32, float16, float64}, optional
-        What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
-        blocks become float32, as does BF16, since the format cannot name bfloat16.
+        As of `mmgguf.load_file`; but BF16 becomes float32, too, since the format cannot name bfloat16.
     dequantize : bool, default True
         False leaves blocks as they are: structured arrays, as `Tensor.data` gives them, in little-endian order.
-    progress : callable, optional
-        Called with (stored bytes done, stored bytes in all).
 
     Raises
     ------

@@ -104,15 +104,10 @@ def save_file(
         The GGUF file.
     path : path-like
         The file to make or to replace.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
-    dtype : {float32, float16, bfloat16, float64}, optional
-        What blocks and floats become; integers stay what they are.  By default plain types keep their dtype and
-        blocks become float32.
+    names, dtype, progress
+        As of `mmgguf.load_file`.
     dequantize : bool, default True
         False leaves blocks as they are, as rows of bytes; `to_gguf` makes the same tensors of them again.
-    progress : callable, optional
-        Called with (stored bytes done, stored bytes in all).
     metadata : mapping of str to str, optional
         To be written in the place of the GGUF file's own.
 

@@ -114,12 +114,11 @@ class ArrayParts(Parts):
         Which parts hold the elements' values: the field's ``data``.
     """
 
-    __slots__ = ("_first", "_tail", "indexes")
+    __slots__ = ("_first", "indexes")
 
     def __init__(self, base: Array, spans: Spans, offset: int, tail: int, per_element: int) -> None:
         super().__init__(base, spans, offset)
         self._first = len(spans)
-        self._tail = tail
         # The last of an element's parts is its value.
         start = self._first + per_element - 1
         self.indexes = PartIndexes(range(start, start + tail * per_element, per_element))

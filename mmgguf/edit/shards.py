@@ -190,8 +190,7 @@ def merge(
     >>> mmgguf.compare("model.gguf", "whole.gguf")
     []
     """
-    with opened(source) as f:
-        _write(f, [(os.fsdecode(output), _whole(f), list(f.values()))], force, progress)
+    extract(source, output, force=force, progress=progress)
 
 
 def extract(

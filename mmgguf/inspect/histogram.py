@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -88,22 +88,6 @@ class Histogram:
         return np.diff(np.interp(edges, self.edges, total))
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """What an `Accumulator` has seen; the numbers that are not finite are only counted."""
-
-    count: int
-    zeros: int
-    nan: int
-    infinite: int
-    min: float
-    max: float
-    mean: float
-    std: float
-    rms: float
-    histogram: Histogram
-
-
 class Accumulator:
     """Takes float32 numbers in any order and any pieces, and tells their moments.
 
@@ -174,9 +158,15 @@ class Accumulator:
         self.infinite += other.infinite
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
-    def moments(self) -> Moments:
-        """Of everything so far."""
+    def histogram(self) -> Histogram:
+        """Of the finite numbers so far."""
         self._flush()
+        by_magnitude = self._sums[0].astype(np.int64).reshape(2, BUCKETS // 2)[:, :FINITE]
+        return Histogram(np.concatenate([by_magnitude[1, ::-1], by_magnitude[0]]))
+
+    def moments(self) -> dict[str, Any]:
+        """Of everything so far, by the names of `TensorStats`; numbers that are not finite are only counted."""
+        histogram = self.histogram()
         counts, rests, squares = self._sums
         total = total_square = 0
         # In units of 2**-149 for numbers and of 2**-298 for squares: then all are integers.
@@ -191,25 +181,19 @@ class Accumulator:
             part = (n * base + rest) << shift
             total += -part if sign else part
             total_square += (n * base * base + 2 * base * rest + square) << 2 * shift
-        half = BUCKETS // 2
-        by_magnitude = counts.astype(np.int64).reshape(2, half)[:, :FINITE]
-        finite = int(by_magnitude.sum())
-        histogram = Histogram(np.concatenate([by_magnitude[1, ::-1], by_magnitude[0]]))
-        nan = math.nan
-        if not finite:
-            return Moments(self.nan + self.infinite, 0, self.nan, self.infinite, nan, nan, nan, nan, nan, histogram)
-        return Moments(
-            finite + self.nan + self.infinite,
-            self.zeros,
-            self.nan,
-            self.infinite,
-            _number(self.low),
-            _number(self.high),
-            total / (finite << 149),  # of integers, rounded once
-            _sqrt(finite * total_square - total * total, finite * finite),
-            _sqrt(total_square, finite),
-            histogram,
-        )
+        finite = int(histogram.counts.sum())
+        found: dict[str, Any] = dict.fromkeys(("min", "max", "mean", "std", "rms"), math.nan)
+        if finite:
+            found = {
+                "min": _number(self.low),
+                "max": _number(self.high),
+                "mean": total / (finite << 149),  # of integers, rounded once
+                "std": _sqrt(finite * total_square - total * total, finite * finite),
+                "rms": _sqrt(total_square, finite),
+            }
+        count = finite + self.nan + self.infinite
+        found |= {"count": count, "zeros": self.zeros, "nan": self.nan, "infinite": self.infinite}
+        return found | {"histogram": histogram}
 
 
 def _number(ordered: int) -> float:

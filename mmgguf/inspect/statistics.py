@@ -199,27 +199,13 @@ class _Job:
         return stored.nbytes
 
     def result(self) -> TensorStats:
-        moments = self.sums.moments()
         shape = self.tensor.shape
         outliers = tuple(
             Outlier(value, tuple(int(i) for i in np.unravel_index(-index, shape)) if shape else ())
             for _, index, value in sorted(self.heap, reverse=True)
         )
-        return TensorStats(
-            self.tensor.name,
-            GGMLType(self.tensor.type),
-            moments.count,
-            moments.zeros,
-            moments.nan,
-            moments.infinite,
-            moments.min,
-            moments.max,
-            moments.mean,
-            moments.std,
-            moments.rms,
-            outliers,
-            moments.histogram,
-        )
+        type_ = GGMLType(self.tensor.type)
+        return TensorStats(name=self.tensor.name, type=type_, outliers=outliers, **self.sums.moments())
 
 
 class _Work(Protocol):

@@ -112,15 +112,7 @@ class S3Transport(FileSystemTransport):
         self._object = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
         if not key:
             raise IsADirectoryError(errno.EISDIR, "Is a bucket", self.shown)
-        buffer = bytearray(count)
-
-        async def attempt() -> int:
-            return await self._attempt(0, count, memoryview(buffer))
-
-        done: int = await self._retrying(attempt)
-        if done < min(count, self.size):
-            await self._read(done, min(count, self.size), memoryview(buffer)[done:])
-        return bytes(memoryview(buffer)[: min(count, self.size)])
+        return await Transport.probe(self, count)
 
     async def _attempt(self, start: int, stop: int, into: memoryview) -> int:
         return self._take(await self._call("get", start=start, end=stop), start, stop, into)

@@ -55,17 +55,6 @@ class HttpTransport(Transport):
         # Where redirects led: asked directly until it fails.
         self._location: yarl.URL | None = None
 
-    async def probe(self, count: int) -> bytes:
-        buffer = bytearray(count)
-
-        async def attempt() -> int:
-            return await self._attempt(0, count, memoryview(buffer))
-
-        done: int = await self._retrying(attempt)
-        if done < min(count, self.size):
-            await self._read(done, min(count, self.size), memoryview(buffer)[done:])
-        return bytes(memoryview(buffer)[: min(count, self.size)])
-
     async def _attempt(self, start: int, stop: int, into: memoryview) -> int:
         url = self._fs.encode_url(self._url)
         target = self._location or url

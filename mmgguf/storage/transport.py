@@ -78,9 +78,17 @@ class Transport(ABC):
     async def _attempt(self, start: int, stop: int, into: memoryview) -> int:
         """Read a range into memory, and tell how much came; raises `Transient` for what may pass."""
 
-    @abstractmethod
     async def probe(self, count: int) -> bytes:
-        """The first `count` bytes of the file; sets `size` and `validator`."""
+        """The first `count` bytes of the file; sets `size` and `validator`, which each answer tells."""
+        buffer = bytearray(count)
+
+        async def attempt() -> int:
+            return await self._attempt(0, count, memoryview(buffer))
+
+        done: int = await self._retrying(attempt)
+        if done < min(count, self.size):
+            await self._read(done, min(count, self.size), memoryview(buffer)[done:])
+        return bytes(memoryview(buffer)[: min(count, self.size)])
 
     async def read(self, start: int, stop: int, into: memoryview, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Fill a buffer with the bytes from `start` to `stop`.

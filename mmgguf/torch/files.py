@@ -32,13 +32,8 @@ class Tensors(TensorMapping[torch.Tensor]):
     ----------
     f : GGUFFile
         Must stay open while tensors are asked for; those handed out stay valid after that.
-    dtype : torch.dtype, optional
-        float32, float16, bfloat16 or float64: what blocks and floats become, while integers stay what they are.
-        By default plain types keep their dtype and blocks become float32.
-    device : torch.device or str, default "cpu"
-        Where the tensors go.  ``"meta"`` gives shapes and dtypes without touching the data.
-    dequantize : bool, default True
-        False hands blocks over as `PackedTensor`.
+    dtype, dequantize, device
+        As of `load_file`.
 
     Notes
     -----
@@ -163,17 +158,12 @@ def load_file(
 
     Parameters
     ----------
-    source : path-like or GGUFFile
-        The file.
-    names : str or iterable of str, optional
-        Only these tensors: names, or patterns with ``*``, ``?`` or ``[``.
+    source, names, progress
+        As of `mmgguf.load_file`.
     dtype : torch.dtype, optional
-        float32, float16, bfloat16 or float64: what blocks and floats become, while integers stay what they are.
-        By default plain types keep their dtype and blocks become float32.
+        What blocks and floats become, as of `mmgguf.load_file`.
     dequantize : bool, default True
         False hands blocks over packed, as `PackedTensor`.
-    progress : callable, optional
-        Called with (bytes done, bytes in all).
     device : torch.device or str, default "cpu"
         Where the tensors go.  ``"meta"`` gives shapes and dtypes without touching the data.
 
@@ -185,10 +175,8 @@ def load_file(
 
     Raises
     ------
-    GGUFError
-        The file is not valid, a name is missing, a ggml type is unknown.
-    TypeError
-        A dtype that is not offered.
+    GGUFError, TypeError
+        As `mmgguf.load_file`.
 
     Examples
     --------

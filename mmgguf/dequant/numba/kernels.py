@@ -14,41 +14,14 @@ import numpy as np
 
 from ...types import GGMLType
 from ..codebooks import codebook, e8m0_half, ue4m3_half
+
+# isort: off
 from .vectors import (
-    address,
-    bfloat16s,
-    bits,
-    concat,
-    f32,
-    f32x1,
-    f32x16,
-    floats,
-    half,
-    half_from_bits,
-    halves,
-    i8x8,
-    i8x16,
-    i8x32,
-    lane,
-    lookup,
-    lower,
-    negate,
-    pairs,
-    signed,
-    spread,
-    store,
-    u8,
-    u8x4,
-    u8x8,
-    u8x16,
-    u8x32,
-    u16,
-    u16x1,
-    u16x16,
-    u32,
-    upper,
-    widen,
-)
+    address, bfloat16s, bits, concat, f32, f32x1, f32x16, floats, half, half_from_bits, halves, i8x8, i8x16, i8x32,
+    lane, lookup, lower, negate, pairs, signed, spread, store, u8, u8x4, u8x8, u8x16, u8x32, u16, u16x1, u16x16,
+    u32, upper, widen,
+)  # fmt: skip
+# isort: on
 
 __all__ = ["SOURCES", "address_of"]
 

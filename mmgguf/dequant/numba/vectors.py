@@ -23,43 +23,11 @@ from numba.core.typing.templates import signature as typing_signature
 from numba.extending import intrinsic, lower_builtin, models, register_model, unbox
 
 __all__ = [
-    "STREAM_ALIGNMENT",
-    "Output",
-    "OutputName",
-    "address",
-    "bfloat16s",
-    "bits",
-    "concat",
-    "f32",
-    "f32x1",
-    "f32x16",
-    "floats",
-    "half",
-    "half_from_bits",
-    "halves",
-    "i8x8",
-    "i8x16",
-    "i8x32",
-    "lane",
-    "lookup",
-    "lower",
-    "negate",
-    "pairs",
-    "signed",
-    "spread",
-    "store",
-    "u8",
-    "u8x4",
-    "u8x8",
-    "u8x16",
-    "u8x32",
-    "u16",
-    "u16x1",
-    "u16x16",
-    "u32",
-    "upper",
-    "widen",
-]
+    "STREAM_ALIGNMENT", "Output", "OutputName", "address", "bfloat16s", "bits", "concat", "f32", "f32x1", "f32x16",
+    "floats", "half", "half_from_bits", "halves", "i8x8", "i8x16", "i8x32", "lane", "lookup", "lower", "negate",
+    "pairs", "signed", "spread", "store", "u8", "u8x4", "u8x8", "u8x16", "u8x32", "u16", "u16x1", "u16x16", "u32",
+    "upper", "widen",
+]  # fmt: skip
 
 #: What an output can hold.
 OutputName = Literal["float32", "float16", "bfloat16", "float64"]
