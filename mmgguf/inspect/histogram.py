@@ -104,6 +104,21 @@ class Accumulator:
         #: The same, of what was in full tables; nothing as long as there was none.
         self._sums: list[npt.NDArray[np.object_]] = []
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        # Weights use a tenth of the buckets.
+        used = np.flatnonzero(self._table[:, 0] + (self._sums[0].astype(np.int64) if self._sums else 0))
+        counts = self.zeros, self.nan, self.infinite, self.low, self.high, self._pending
+        return counts, used.astype(np.uint16), self._table[used], [part[used].tolist() for part in self._sums]
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        counts, used, rows, sums = state
+        self.zeros, self.nan, self.infinite, self.low, self.high, self._pending = counts
+        self._table = np.zeros((BUCKETS, 3), np.int64)
+        self._table[used] = rows
+        self._sums = [np.zeros(BUCKETS, object) for _ in sums]
+        for total, part in zip(self._sums, sums, strict=True):
+            total[used] = part
+
     def add(self, values: npt.NDArray[np.float32]) -> int:
         """Take numbers of one dimension, contiguous.
 

@@ -6,7 +6,7 @@ import heapq
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
@@ -21,7 +21,7 @@ from ..tensor import Tensor
 from ..types import GGMLType
 from .histogram import Accumulator, Histogram
 
-__all__ = ["Outlier", "TensorStats", "cores", "numbers", "parts", "stats"]
+__all__ = ["PART", "Outlier", "TensorStats", "TensorSums", "cores", "numbers", "parts", "stats"]
 
 #: Elements that are dequantized together: their numbers fit a core's second-level cache.
 CHUNK: Final = 1 << 16
@@ -174,38 +174,63 @@ class _Job:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         self.lock = threading.Lock()
-        self.sums = Accumulator()
-        #: (magnitude, -index, value): of the least magnitude first, and of equal ones the last.
-        self.heap: list[tuple[float, int, float]] = []
+        self.all = TensorSums()
 
     def take(self, start: int, stop: int) -> int:
         """Look at elements start to stop, and give their stored bytes."""
+        with self.lock:
+            part = TensorSums(self.all.heap)  # what is below these outliers need not be looked at
+        nbytes = part.take(self.tensor, start, stop)
+        with self.lock:
+            self.all.merge(part)
+        return nbytes
+
+    def result(self) -> TensorStats:
         tensor = self.tensor
+        return self.all.result(tensor.name, GGMLType(tensor.type), tensor.shape)
+
+
+class TensorSums:
+    """What is known of a tensor's numbers: of one range or of several, of one process or of several.
+
+    Parameters
+    ----------
+    heap : iterable of tuple, optional
+        Outliers that are known already.
+    """
+
+    __slots__ = ("heap", "sums")
+
+    def __init__(self, heap: Iterable[tuple[float, int, float]] = ()) -> None:
+        self.sums = Accumulator()
+        #: (magnitude, -index, value): of the least magnitude first, and of equal ones the last.
+        self.heap = list(heap)
+
+    def take(self, tensor: Tensor, start: int, stop: int) -> int:
+        """Look at elements start to stop, and give their stored bytes."""
         layout = tensor.layout
         stored = tensor.flat(start // layout.block_size, stop // layout.block_size)
-        sums = Accumulator()
-        with self.lock:
-            heap = list(self.heap)  # what is below it need not be looked at
-        position = start
+        sums, heap, position = self.sums, self.heap, start
         for values in numbers(stored, GGMLType(tensor.type), layout.block_size):
             greatest = sums.add(values)
             if len(heap) < OUTLIERS or greatest > _INFINITE_BITS or (_number(greatest), -position) > heap[0][:2]:
                 _keep(heap, values, position)
             position += len(values)
-        with self.lock:
-            self.sums.merge(sums)
-            self.heap = heapq.nsmallest(OUTLIERS, {*self.heap, *heap}, key=_order)
-            self.heap.reverse()  # a heap: the least comes first
         return stored.nbytes
 
-    def result(self) -> TensorStats:
-        shape = self.tensor.shape
+    def merge(self, other: TensorSums) -> None:
+        """Add what is known of other ranges of the same tensor."""
+        self.sums.merge(other.sums)
+        self.heap = heapq.nsmallest(OUTLIERS, {*self.heap, *other.heap}, key=_order)
+        self.heap.reverse()  # a heap: the least comes first
+
+    def result(self, name: str, type_: GGMLType, shape: tuple[int, ...]) -> TensorStats:
+        """The statistics of all ranges."""
         outliers = tuple(
             Outlier(value, tuple(int(i) for i in np.unravel_index(-index, shape)) if shape else ())
             for _, index, value in sorted(self.heap, reverse=True)
         )
-        type_ = GGMLType(self.tensor.type)
-        return TensorStats(name=self.tensor.name, type=type_, outliers=outliers, **self.sums.moments())
+        return TensorStats(name=name, type=type_, outliers=outliers, **self.sums.moments())
 
 
 class _Work(Protocol):

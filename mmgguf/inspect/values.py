@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,7 +23,16 @@ from .contents import Difference, compare_metadata
 from .histogram import Accumulator
 from .statistics import cores, numbers, parts
 
-__all__ = ["TensorDistance", "TypeDistance", "ValueComparison", "compare_values"]
+__all__ = [
+    "PairSums",
+    "TensorDistance",
+    "TypeDistance",
+    "ValueComparison",
+    "assemble",
+    "comparable",
+    "compare_structure",
+    "compare_values",
+]
 
 #: Keys whose arrays are a tokenizer's, element by element.
 _TOKENIZER: Final = tuple(f"tokenizer.ggml.{what}" for what in ("tokens", "merges", "scores", "token_type"))
@@ -163,8 +172,8 @@ def compare_values(
     'doubled.gguf is model.gguf in F32: 1 tensor differs, worst output_norm.weight NMSE 1'
     """
     with opened(a) as first, opened(b) as second:
-        structure = _structure(first, second, names)
-        jobs = [_Pair(first[n], second[n]) for n in select(first, names) if _comparable(first, second, n)]
+        structure = compare_structure(first, second, names)
+        jobs = [_Pair(first[n], second[n]) for n in select(first, names) if comparable(first, second, n)]
         total, done, lock = sum(job.tensor.nbytes for job in jobs), 0, threading.Lock()
 
         def work(part: tuple[Any, int, int]) -> None:
@@ -177,12 +186,11 @@ def compare_values(
                     progress(done, total)
 
         spread(work, parts(jobs), min(threads or cores(), 64))
-        tensors = [job.result() for job in jobs]
-        types = _by_type(jobs)
-        return ValueComparison(_summary(first, second, structure, tensors), structure, tensors, types)
+        return assemble(first.path, second.path, structure, [job.result() for job in jobs])
 
 
-def _comparable(a: GGUFFile, b: GGUFFile, name: str) -> bool:
+def comparable(a: GGUFFile, b: GGUFFile, name: str) -> bool:
+    """Whether both files have a tensor's numbers, in one shape."""
     if name not in b:
         return False
     x, y = a[name], b[name]
@@ -217,28 +225,57 @@ class _Pair:
     def __init__(self, a: Tensor, b: Tensor) -> None:
         self.tensor, self.other = a, b
         self.lock = threading.Lock()
+        self.all = PairSums()
+
+    def take(self, start: int, stop: int) -> int:
+        part = PairSums()
+        nbytes = part.take(self.tensor, self.other, start, stop)
+        with self.lock:
+            self.all.merge(part)
+        return nbytes
+
+    def result(self) -> tuple[TensorDistance, _Sums]:
+        return self.all.result(self.tensor.name, GGMLType(self.tensor.type), GGMLType(self.other.type))
+
+
+class PairSums:
+    """What is known of a tensor's numbers in two files: of one range or of several, of one process or of several.
+
+    Attributes
+    ----------
+    sums : dict
+        By the first element of each range.
+    histograms : tuple of Accumulator
+        Of `a` and of `b`.
+    """
+
+    __slots__ = ("histograms", "sums")
+
+    def __init__(self) -> None:
         self.sums: dict[int, _Sums] = {}
         self.histograms = Accumulator(), Accumulator()
 
-    def take(self, start: int, stop: int) -> int:
-        sums = _Sums()
-        accumulators = Accumulator(), Accumulator()
+    def take(self, a: Tensor, b: Tensor, start: int, stop: int) -> int:
+        """Look at elements start to stop, at most `PART` of them, and give their stored bytes in `a`."""
+        sums = self.sums[start] = _Sums()
         stored = 0
         pieces = []
-        for tensor in (self.tensor, self.other):
+        for tensor in (a, b):
             size = tensor.layout.block_size
             blocks = tensor.flat(start // size, stop // size)
             stored = stored or blocks.nbytes
             pieces.append(numbers(blocks, GGMLType(tensor.type), size))
         for x, y in zip(*pieces, strict=True):
-            accumulators[0].add(x)
-            accumulators[1].add(y)
+            self.histograms[0].add(x)
+            self.histograms[1].add(y)
             sums.add(_distance(x, y))
-        with self.lock:
-            self.sums[start] = sums
-            for mine, more in zip(self.histograms, accumulators, strict=True):
-                mine.merge(more)
         return stored
+
+    def merge(self, other: PairSums) -> None:
+        """Add what is known of other ranges of the same tensor."""
+        self.sums.update(other.sums)
+        for mine, more in zip(self.histograms, other.histograms, strict=True):
+            mine.merge(more)
 
     def total(self) -> _Sums:
         """Of all parts, in their order: the same whoever came first."""
@@ -247,13 +284,14 @@ class _Pair:
             total.add(self.sums[start])
         return total
 
-    def result(self) -> TensorDistance:
+    def result(self, name: str, a_type: GGMLType, b_type: GGMLType) -> tuple[TensorDistance, _Sums]:
+        """The distance over all ranges, and the sums that it comes from."""
         sums = self.total()
         ours, theirs = (one.histogram().counts for one in self.histograms)
-        return TensorDistance(
-            self.tensor.name,
-            GGMLType(self.tensor.type),
-            GGMLType(self.other.type),
+        distance = TensorDistance(
+            name,
+            a_type,
+            b_type,
             sums.count,
             _rmse(sums),
             _nmse(sums),
@@ -262,6 +300,7 @@ class _Pair:
             _divergence(ours, theirs),
             sums.non_finite,
         )
+        return distance, sums
 
 
 def _distance(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> _Sums:
@@ -307,12 +346,20 @@ def _divergence(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
     return max(0.0, float((p * np.log(p / q)).sum()))
 
 
-def _by_type(jobs: list[_Pair]) -> list[TypeDistance]:
+def assemble(
+    a: str, b: str, structure: list[Difference], pairs: Sequence[tuple[TensorDistance, _Sums]]
+) -> ValueComparison:
+    """The comparison of two files, by their paths, from what is known of each tensor."""
+    tensors = [distance for distance, _ in pairs]
+    return ValueComparison(_summary(a, b, structure, tensors), structure, tensors, _by_type(pairs))
+
+
+def _by_type(pairs: Sequence[tuple[TensorDistance, _Sums]]) -> list[TypeDistance]:
     totals: dict[tuple[GGMLType, GGMLType], tuple[int, _Sums]] = {}
-    for job in jobs:
-        key = GGMLType(job.tensor.type), GGMLType(job.other.type)
+    for distance, more in pairs:
+        key = distance.a_type, distance.b_type
         count, sums = totals.get(key, (0, _Sums()))
-        sums.add(job.total())
+        sums.add(more)
         totals[key] = count + 1, sums
     rows = [
         TypeDistance(*key, count, sums.count, _rmse(sums), _nmse(sums), sums.max_error)
@@ -321,8 +368,8 @@ def _by_type(jobs: list[_Pair]) -> list[TypeDistance]:
     return sorted(rows, key=lambda row: -row.count)
 
 
-def _summary(a: GGUFFile, b: GGUFFile, structure: list[Difference], tensors: list[TensorDistance]) -> str:
-    names = [shown(f.path.rpartition("/")[2]) for f in (a, b)]
+def _summary(a: str, b: str, structure: list[Difference], tensors: list[TensorDistance]) -> str:
+    names = [shown(path.rpartition("/")[2]) for path in (a, b)]
     differ = [t for t in tensors if t.nmse or t.non_finite]
     weights: dict[GGMLType, int] = {}
     for t in tensors:
@@ -341,7 +388,8 @@ def _summary(a: GGUFFile, b: GGUFFile, structure: list[Difference], tensors: lis
     return f"{text}; {others} tensors of only one or of another shape" if others else text
 
 
-def _structure(a: GGUFFile, b: GGUFFile, names: Names) -> list[Difference]:
+def compare_structure(a: GGUFFile, b: GGUFFile, names: Names) -> list[Difference]:
+    """What differs in the metadata and in the forms of the tensors: all that headers tell."""
     found: list[Difference] = []
     for difference in compare_metadata(a, b):
         if difference.change == "changed" and difference.name in _TOKENIZER:
@@ -356,7 +404,7 @@ def _structure(a: GGUFFile, b: GGUFFile, names: Names) -> list[Difference]:
             found.append(Difference("tensor", "removed", name, _form(a[name])))
         elif a[name].shape != b[name].shape:
             found.append(Difference("tensor", "changed", name, f"{_form(a[name])} → {_form(b[name])}"))
-        elif not _comparable(a, b, name):
+        elif not comparable(a, b, name):
             found.append(Difference("tensor", "unknown", name, "of an unknown ggml type, not compared"))
     if names is None:
         found += [Difference("tensor", "added", name, _form(b[name])) for name in b if name not in a]

@@ -59,10 +59,13 @@ class Transfer:
         Seconds without a byte, or for a connection, after which a try has failed.
     max_concurrency : int
         Ranges in flight at a time.
+    first_step : int or None
+        Bytes of the first request; None: what most headers need.
     """
 
     timeout: float = TIMEOUT
     max_concurrency: int = MAX_CONCURRENCY
+    first_step: int | None = None
 
     def check(self) -> None:
         """Raise ValueError for limits that nothing can keep."""
@@ -78,8 +81,13 @@ class Reference(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def open(self) -> Storage:
+    def open(self, *, header: bool = True) -> Storage:
         """Open these bytes.
+
+        Parameters
+        ----------
+        header : bool, default True
+            Whether the header will be parsed: only then is more of it fetched from afar than tells the file apart.
 
         Raises
         ------
@@ -239,5 +247,5 @@ def open_same(reference: Reference) -> Storage:
     """
     storage = _shared.get(reference)
     if storage is None or not reference.is_current(storage):
-        storage = _shared[reference] = reference.open()
+        storage = _shared[reference] = reference.open(header=False)
     return storage

@@ -442,7 +442,7 @@ class LocalReference(Reference):
     mode: Mode
     identity: Identity
 
-    def open(self) -> LocalFile:
+    def open(self, *, header: bool = True) -> LocalFile:
         file = LOCAL_KINDS[self.kind](self.path, self.mode)
         try:
             file.header_nbytes = self.identity.header_nbytes

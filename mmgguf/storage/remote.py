@@ -21,7 +21,7 @@ import pickle
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +36,8 @@ __all__ = ["HeaderReader", "RemoteFile", "RemoteReference"]
 
 #: The first step into a file: the whole header of most files without a vocabulary, half of one with.
 FIRST_STEP: Final = 1 << 20
+#: Bytes from the start that tell one file from another, where the server's ETag already does.
+PROBE: Final = 4 << 10
 #: The most bytes of a header that are read from afar.
 MAX_HEADER: Final = 256 << 20
 #: The size of the parts that a prefetched range is asked for in.
@@ -109,7 +111,7 @@ class RemoteFile(Storage):
         self._transfer = transfer
         self._start_here(connect())
         transport = self._connected
-        head = self._run(transport, transport.probe(FIRST_STEP))
+        head = self._run(transport, transport.probe(transfer.first_step or FIRST_STEP))
         super().__init__(shown_url(url), mode, transport.size, url)
         # The header, as far as it was read: where each step began, and its bytes.
         self._segments: list[tuple[int, Bytes]] = [(0, np.frombuffer(head, np.uint8))]
@@ -344,6 +346,8 @@ class RemoteFile(Storage):
     def reference(self) -> Reference:
         url, options = without_secrets(self._url, self._options)
         nbytes = min(self.header_nbytes, len(self._segments[0][1]))
+        if self.validator.startswith('"'):  # a strong ETag, unlike a time of change
+            nbytes = min(nbytes, PROBE)
         return RemoteReference(
             self._reopen,
             url,
@@ -380,8 +384,13 @@ class RemoteReference(Reference):
     header_nbytes: int
     header: bytes
 
-    def open(self) -> Storage:
-        storage = self.reopen(self.url, None, self.mode, pickle.loads(self.options), self.transfer)
+    def open(self, *, header: bool = True) -> Storage:
+        transfer = self.transfer
+        # A file that fits the first step may come from a server that knows no ranges.
+        if not header and self.size > FIRST_STEP:
+            transfer = replace(transfer, first_step=max(1, self.header_nbytes))
+        # The options stand in what was unpickled just now: they come from whoever sent this reference.
+        storage = self.reopen(self.url, None, self.mode, pickle.loads(self.options), transfer)
         try:
             self._require_same(storage)
         except BaseException:
