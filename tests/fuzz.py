@@ -343,7 +343,7 @@ def _peak() -> int:
 def measure_worst_cases(report: Callable[[str], object] = print) -> tuple[Bounds, list[str]]:
     """Every structure that fits a megabyte, and every case of the table: each way of using it by itself."""
     bounds, violations = Bounds(), []
-    cases = [(name, data) for name, data in worst_cases()]
+    cases = [(name, make()) for name, make in worst_cases()]
     cases += [(row.id, data) for row in TABLE for data in row.examples() if row.versions]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "worst.gguf"

@@ -138,7 +138,7 @@ LARGE = dict(worst_cases())
 )
 def test_a_megabyte_takes_less_than_64_more(name: str) -> None:
     """The worst of the structures; ``python -m tests.fuzz --worst`` measures all, and the time."""
-    data = LARGE[name]
+    data = LARGE[name]()
     assert len(data) <= MEGABYTE * 1.1
     tracemalloc.start()
     try:

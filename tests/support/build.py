@@ -10,8 +10,7 @@ b'GGUF'
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 ByteOrder = Literal["little", "big"]
 
@@ -26,8 +25,7 @@ U32_MAX: Final = (1 << 32) - 1
 U64_MAX: Final = (1 << 64) - 1
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """An integer field: where it begins, how many bytes it has, and what it is."""
 
     position: int

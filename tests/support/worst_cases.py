@@ -81,8 +81,15 @@ def _long_value(value: bytes, times: int = 1) -> bytes:
     return bytes(b)
 
 
-def worst_cases() -> Iterator[tuple[str, bytes]]:
-    """Names and files."""
+def _long_keys() -> bytes:
+    b = Build().start(0, 16)
+    for i in range(16):
+        b.number(b"%02d" % i + b"k" * (MEGABYTE // 16), UINT8, 1)
+    return bytes(b)
+
+
+def worst_cases() -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Names, and functions that make the files."""
     for name, lengths, fill in (
         ("empty strings", [0], b""),
         ("strings of 1", [1], b"x"),
@@ -96,57 +103,66 @@ def worst_cases() -> Iterator[tuple[str, bytes]]:
         ("strings of 70000", [70_000], b"\0"),
     ):
         for version, order in VARIANTS:
-            yield f"{name}, v{version} {order}", _strings(lengths, fill, version, order)
+            yield f"{name}, v{version} {order}", partial(_strings, lengths, fill, version, order)
     for version, order in VARIANTS:
         # Version 1 packs more of them into a megabyte.
         for name, make in PAIRS.items():
-            yield f"{name}, v{version} {order}", _pairs(make, version, order)
-    yield "one key", bytes(Build().start(0, 1).number(b"k" * MEGABYTE, UINT8, 1))
-    keys = Build().start(0, 16)
-    for i in range(16):
-        keys.number(b"%02d" % i + b"k" * (MEGABYTE // 16), UINT8, 1)
-    yield "16 long keys", bytes(keys)
-    yield "one text", _long_value(b"v" * MEGABYTE)
-    yield "one text of 0xFF", _long_value(b"\xff" * MEGABYTE)
-    yield "one text, wide", _long_value("🦙".encode() + b"v" * MEGABYTE)
-    yield "one text of escapes", _long_value(b"\x1b" * MEGABYTE)
-    yield "architecture", bytes(Build().start(0, 1).text(b"general.architecture", b"\x1b[31m" * (MEGABYTE // 5)))
-    yield "array of u8", bytes(Build().start(0, 1).array(b"k", UINT8, MEGABYTE, bytes(MEGABYTE)))
-    yield "array of odd bools", bytes(Build().start(0, 1).array(b"k", BOOL, MEGABYTE, b"\2" * MEGABYTE))
-    yield "array of arrays", bytes(Build().start(0, 1).array(b"k", ARRAY, 1000, bytes(MEGABYTE)))
+            yield f"{name}, v{version} {order}", partial(_pairs, make, version, order)
+    yield "one key", lambda: bytes(Build().start(0, 1).number(b"k" * MEGABYTE, UINT8, 1))
+    yield "16 long keys", _long_keys
+    yield "one text", lambda: _long_value(b"v" * MEGABYTE)
+    yield "one text of 0xFF", lambda: _long_value(b"\xff" * MEGABYTE)
+    yield "one text, wide", lambda: _long_value("🦙".encode() + b"v" * MEGABYTE)
+    yield "one text of escapes", lambda: _long_value(b"\x1b" * MEGABYTE)
+    yield (
+        "architecture",
+        lambda: bytes(Build().start(0, 1).text(b"general.architecture", b"\x1b[31m" * (MEGABYTE // 5))),
+    )
+    yield "array of u8", lambda: bytes(Build().start(0, 1).array(b"k", UINT8, MEGABYTE, bytes(MEGABYTE)))
+    yield "array of odd bools", lambda: bytes(Build().start(0, 1).array(b"k", BOOL, MEGABYTE, b"\2" * MEGABYTE))
+    yield "array of arrays", lambda: bytes(Build().start(0, 1).array(b"k", ARRAY, 1000, bytes(MEGABYTE)))
     yield (
         "nested arrays",
-        bytes(Build().start(0, 1).array(b"k", ARRAY, 1).raw(struct.pack("<IQ", ARRAY, 1) * (MEGABYTE // 12))),
+        lambda: bytes(Build().start(0, 1).array(b"k", ARRAY, 1).raw(struct.pack("<IQ", ARRAY, 1) * (MEGABYTE // 12))),
     )
-    yield "empty tensors", _infos(29_000, lambda b, name, i: b.tensor(name, [0]))
-    yield "unknown types", _infos(29_000, lambda b, name, i: b.tensor(name, [1], 99))
-    yield "undecodable names", _infos(26_000, lambda b, name, i: b.tensor(name + b"\xff\0\x1b", [0]))
+    yield "empty tensors", lambda: _infos(29_000, lambda b, name, i: b.tensor(name, [0]))
+    yield "unknown types", lambda: _infos(29_000, lambda b, name, i: b.tensor(name, [1], 99))
+    yield "undecodable names", lambda: _infos(26_000, lambda b, name, i: b.tensor(name + b"\xff\0\x1b", [0]))
     tiny = 24_000
-    yield "tiny tensors", _infos(tiny, lambda b, name, i: b.tensor(name, [1], I8, 8 * i), 8 * tiny, 8)
-    yield "tensors backwards", _infos(tiny, lambda b, name, i: b.tensor(name, [1], I8, 8 * (tiny - 1 - i)), 8 * tiny, 8)
-    yield "tensors that overlap", _infos(tiny, lambda b, name, i: b.tensor(name, [9], I8, 8 * i), 8 * tiny + 8, 8)
-    yield "tensors with holes", _infos(tiny, lambda b, name, i: b.tensor(name, [1], I8, 16 * i), 16 * tiny, 8)
-    yield "last name twice", _infos(29_000, lambda b, name, i: b.tensor(name if i < 28_999 else b"100", [0]))
-    yield "last tensor unaligned", _infos(29_000, lambda b, name, i: b.tensor(name, [0], F32, i // 28_999))
-    yield "last tensor beyond", _infos(29_000, lambda b, name, i: b.tensor(name, [0], F32, (i // 28_999) << 40))
-    yield "scalars", _infos(24_000, lambda b, name, i: b.tensor(name, [], F32, 4 * i), 96_000, 4)
-    yield "dots", _one_tensor(b"." * MEGABYTE, [1], I8, b"\1")
-    yield "digits", _one_tensor(b"9" * MEGABYTE, [1], I8, b"\1")
-    yield "digits and letters", _one_tensor(b"1a" * (MEGABYTE // 2), [1], I8, b"\1")
-    yield "accents", _one_tensor(b"x" * 200 + "\u0301".encode() * (MEGABYTE // 2), [1], I8, b"\1")
-    yield "empty rows", _one_tensor(b"w", [0, 1 << 50], F32, b"")
-    yield "empty blocks", _one_tensor(b"w", [1 << 50, 0], 2, b"")
-    yield "layers", _one_tensor(b"blk.1." * (MEGABYTE // 6), [1], I8, b"\1")
-    yield "NaNs", _one_tensor(b"w", [MEGABYTE // 2], F16, b"\xff" * MEGABYTE)
-    yield "0xFF padding", _infos(10, lambda b, name, i: b.tensor(name, [1], I8, (1 << 16) * i), 1 << 20, 1 << 16)
+    yield "tiny tensors", lambda: _infos(tiny, lambda b, name, i: b.tensor(name, [1], I8, 8 * i), 8 * tiny, 8)
+    yield (
+        "tensors backwards",
+        lambda: _infos(tiny, lambda b, name, i: b.tensor(name, [1], I8, 8 * (tiny - 1 - i)), 8 * tiny, 8),
+    )
+    yield (
+        "tensors that overlap",
+        lambda: _infos(tiny, lambda b, name, i: b.tensor(name, [9], I8, 8 * i), 8 * tiny + 8, 8),
+    )
+    yield "tensors with holes", lambda: _infos(tiny, lambda b, name, i: b.tensor(name, [1], I8, 16 * i), 16 * tiny, 8)
+    yield "last name twice", lambda: _infos(29_000, lambda b, name, i: b.tensor(name if i < 28_999 else b"100", [0]))
+    yield "last tensor unaligned", lambda: _infos(29_000, lambda b, name, i: b.tensor(name, [0], F32, i // 28_999))
+    yield "last tensor beyond", lambda: _infos(29_000, lambda b, name, i: b.tensor(name, [0], F32, (i // 28_999) << 40))
+    yield "scalars", lambda: _infos(24_000, lambda b, name, i: b.tensor(name, [], F32, 4 * i), 96_000, 4)
+    yield "dots", lambda: _one_tensor(b"." * MEGABYTE, [1], I8, b"\1")
+    yield "digits", lambda: _one_tensor(b"9" * MEGABYTE, [1], I8, b"\1")
+    yield "digits and letters", lambda: _one_tensor(b"1a" * (MEGABYTE // 2), [1], I8, b"\1")
+    yield "accents", lambda: _one_tensor(b"x" * 200 + "\u0301".encode() * (MEGABYTE // 2), [1], I8, b"\1")
+    yield "empty rows", lambda: _one_tensor(b"w", [0, 1 << 50], F32, b"")
+    yield "empty blocks", lambda: _one_tensor(b"w", [1 << 50, 0], 2, b"")
+    yield "layers", lambda: _one_tensor(b"blk.1." * (MEGABYTE // 6), [1], I8, b"\1")
+    yield "NaNs", lambda: _one_tensor(b"w", [MEGABYTE // 2], F16, b"\xff" * MEGABYTE)
+    yield (
+        "0xFF padding",
+        lambda: _infos(10, lambda b, name, i: b.tensor(name, [1], I8, (1 << 16) * i), 1 << 20, 1 << 16),
+    )
     for type_, size in ((10, 84), (16, 66), (19, 50), (29, 56), (39, 17), (41, 18), (42, 18), (34, 54)):
         elements = {39: 32, 41: 128, 42: 64}.get(type_, 256)
         count = MEGABYTE // size
-        yield f"blocks of type {type_}", _one_tensor(b"w", [elements, count], type_, b"\xff" * (size * count))
-    yield "trailing bytes", bytes(Build().start(0, 0).pad()) + b"\xff" * MEGABYTE
+        yield f"blocks of type {type_}", partial(_one_tensor, b"w", [elements, count], type_, b"\xff" * (size * count))
+    yield "trailing bytes", lambda: bytes(Build().start(0, 0).pad()) + b"\xff" * MEGABYTE
     yield (
         "split of 65535",
-        bytes(
+        lambda: bytes(
             Build()
             .start(0, 2)
             .number(b"split.count", UINT16, 65535)
