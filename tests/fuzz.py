@@ -274,9 +274,9 @@ def _judge_open(path: Path, storage: Any, refusal: GGUFError | None) -> None:
 
 
 def _judge_commands(path: Path) -> None:
-    from typer.testing import CliRunner
-
     from mmgguf.cli import app
+
+    from .support.commandline import CliRunner
 
     for command in (
         ["ls"],
@@ -376,9 +376,9 @@ def measure_worst_cases(report: Callable[[str], object] = print) -> tuple[Bounds
 
 
 def _uses(data: bytes, path: Path) -> list[tuple[str, Callable[[], Any]]]:
-    from typer.testing import CliRunner
-
     from mmgguf.cli import app
+
+    from .support.commandline import CliRunner
 
     def use_open(storage: Any) -> None:
         with mmgguf.open(path, storage=storage) as f:

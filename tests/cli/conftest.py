@@ -10,6 +10,8 @@ import pytest
 from mmgguf.format.writer import TypedTensor, write
 from mmgguf.types import FileType, GGMLType
 
+from ..support import commandline  # noqa: F401, makes one parser for all
+
 G = GGMLType
 
 

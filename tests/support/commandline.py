@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.testing
 from typer.testing import CliRunner
 
 from mmgguf.cli import app
 
 from .cases import Case
 
-__all__ = ["fields", "invoke", "posix", "save"]
+__all__ = ["CliRunner", "fields", "invoke", "posix", "save"]
+
+# It makes the parser of all commands for each call, which takes ten times as long as a command does.
+typer.testing._get_command = cache(typer.testing._get_command)
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs a pseudo terminal")
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import FrameType, ModuleType
 from typing import Any
 
 __all__ = ["steps", "with_change_at"]
+
+_real = cache(os.path.realpath)
 
 
 def with_change_at(
@@ -22,13 +25,13 @@ def with_change_at(
 
     An exception of `call` passes through.
     """
-    files = {os.path.realpath(str(module.__file__)) for module in modules}
+    files = {_real(str(module.__file__)) for module in modules}
     count = 0
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal count
         if event == "call":
-            if os.path.realpath(frame.f_code.co_filename) not in files:
+            if _real(frame.f_code.co_filename) not in files:
                 return None
             frame.f_trace_opcodes = True
         elif event == "opcode":
