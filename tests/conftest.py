@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -17,13 +18,33 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes: threads of torch would wait for each other's cores
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     # `.ci/run` sets this: the tests there are about the installed wheel, not about the folder beside them.
     if os.environ.get("MMGGUF_TEST_INSTALLED") and config.rootpath / "mmgguf" in Path(mmgguf.__file__).parents:
         raise pytest.UsageError(f"the installed mmgguf was to be tested, but {mmgguf.__file__} was imported")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Each process collects the tests, and must find the same ones.
+    if changing := [item.nodeid for item in items if re.search(r"\b0x[0-9a-f]{8,}", item.nodeid)]:
+        raise pytest.UsageError(f"an address in the name of a test differs in each process: {changing[0]}")
+
+
 def pytest_report_header() -> str:
     return f"mmgguf {mmgguf.__version__} from {Path(mmgguf.__file__).parent}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``, the tests of a file stay together and in order: they share fixtures, and what was compiled."""
+    if config.getoption("dist") != "load":  # what `-n` means unless something else is asked for
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    # Else the files with the most tests would come first, and those with a few long ones last.
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 def skip_unless_ci(reason: str) -> NoReturn:
