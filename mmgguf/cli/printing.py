@@ -293,8 +293,12 @@ def _json_parts(value: Any, newline: str) -> Iterator[str]:
     inner = newline + "  "
     if isinstance(value, dict) and value:
         for number, (key, item) in enumerate(zip(_json_keys(value), value.values(), strict=True)):
-            yield f"{',' if number else '{'}{inner}{_quoted(key)}: "
-            yield from _json_parts(item, inner)
+            start = f"{',' if number else '{'}{inner}{_quoted(key)}: "
+            if isinstance(item, dict | list):
+                yield start
+                yield from _json_parts(item, inner)
+            else:
+                yield start + _dumps(item)
         yield newline + "}"
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for number, item in enumerate(value):
@@ -308,9 +312,13 @@ def _dumps(value: Any) -> str:
     return _quoted(_jsonable(value))
 
 
+#: `json.dumps` makes such an encoder at each call.
+_encode: Final = json.JSONEncoder(allow_nan=False).encode
+
+
 def _quoted(value: Any) -> str:
     # `json` escapes all controls but DEL, which can only stand inside a string.
-    return json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
+    return _encode(value).replace("\x7f", "\\u007f")
 
 
 def _jsonable(value: Any) -> Any:
