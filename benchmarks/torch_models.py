@@ -1,10 +1,12 @@
 """A whole model from one file: ours packed and as numbers, transformers, and llama.cpp.
 
     python -m benchmarks.torch_models SmolLM2-135M-Instruct.Q4_1.gguf
+    python -m benchmarks.torch_models SmolLM2-135M-Instruct.Q4_1.gguf --perplexity
 
-For each, in a process of its own: seconds from the call to the first token of a prompt, the peak of resident memory
-above that of the process before, and the perplexity of one paragraph.  Imports and compiled kernels are there before.
-The file is in the page cache.  Pages of the mapped file count as resident memory.  Linux only.
+Each in processes of its own, in turns: seconds from the call to the first token of a prompt, and the peak of resident
+memory above that of the process before, as medians with quartiles.  Imports and compiled kernels are there before.
+The file is in the page cache.  Pages of the mapped file count as resident memory.  ``--results FILE`` keeps every run,
+and shows those of earlier calls too.  ``--perplexity`` gives the perplexity of one paragraph instead.  Linux only.
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from .machine import describe
 
 WAYS = ("mmgguf, packed", "mmgguf, numbers", "transformers", "llama.cpp")
 PARAGRAPH = (
@@ -42,8 +48,7 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure_in_torch(path: str, way: str, threads: int) -> dict[str, Any]:
-    import numpy as np
+def measure_in_torch(path: str, way: str, threads: int, perplexity: bool) -> dict[str, Any]:
     import torch
     import transformers
     import transformers.models.llama.modeling_llama
@@ -75,19 +80,14 @@ def measure_in_torch(path: str, way: str, threads: int) -> dict[str, Any]:
         first = int(model(prompt).logits[0, -1].argmax())
         seconds = time.perf_counter() - began
         peak = resident("VmHWM") - before
-        logits = model(text).logits[0]
-    losses = torch.nn.functional.cross_entropy(logits[:-1], text[0, 1:])
-    return {
-        "load": loaded,
-        "first_token": seconds,
-        "token": first,
-        "peak_loading": peak_loading,
-        "peak": peak,
-        "perplexity": math.exp(float(losses)),
-    }
+        if perplexity:
+            logits = model(text).logits[0]
+            losses = torch.nn.functional.cross_entropy(logits[:-1], text[0, 1:])
+            return {"perplexity": math.exp(float(losses))}
+    return {"load": loaded, "first_token": seconds, "token": first, "peak_loading": peak_loading, "peak": peak}
 
 
-def measure_llama_cpp(path: str, way: str, threads: int) -> dict[str, Any]:
+def measure_llama_cpp(path: str, way: str, threads: int, perplexity: bool) -> dict[str, Any]:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -114,62 +114,89 @@ def measure_llama_cpp(path: str, way: str, threads: int) -> dict[str, Any]:
     def tokenize(text: str) -> list[int]:
         return list(post("/tokenize", content=text, add_special=True)["tokens"])
 
+    if perplexity:
+        ids = tokenize(PARAGRAPH)
+        losses = []
+        for end in range(1, len(ids)):
+            answer = complete(ids[:end], 1 << 20)["completion_probabilities"][0]["top_logprobs"]
+            losses.append(-next(top["logprob"] for top in answer if top["id"] == ids[end]))
+        return {"perplexity": math.exp(sum(losses) / len(losses))}
     first = complete(tokenize(PROMPT), 1)["tokens"][0]
     seconds = time.perf_counter() - began
-    peak = resident("VmHWM") - before  # before the answers with the whole vocabulary, which are large
-    ids = tokenize(PARAGRAPH)
-    losses = []
-    for end in range(1, len(ids)):
-        answer = complete(ids[:end], 1 << 20)["completion_probabilities"][0]["top_logprobs"]
-        losses.append(-next(top["logprob"] for top in answer if top["id"] == ids[end]))
-    return {
-        "load": loaded,
-        "first_token": seconds,
-        "token": first,
-        "peak_loading": peak_loading,
-        "peak": peak,
-        "perplexity": math.exp(sum(losses) / len(losses)),
-    }
+    peak = resident("VmHWM") - before
+    return {"load": loaded, "first_token": seconds, "token": first, "peak_loading": peak_loading, "peak": peak}
 
 
-MEASURES: dict[str, Callable[[str, str, int], dict[str, Any]]] = {
+MEASURES: dict[str, Callable[[str, str, int, bool], dict[str, Any]]] = {
     way: measure_llama_cpp if way == "llama.cpp" else measure_in_torch for way in WAYS
 }
 
 
-def in_a_process(path: str, way: str, threads: int) -> dict[str, Any]:
+def in_a_process(path: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.torch_models", path, "--way", way]
-    command += ["--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--threads", str(options.threads), *(["--perplexity"] if options.perplexity else [])]
+    # llama.cpp's server hangs at times.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=options.timeout)
     if done.returncode:
         raise RuntimeError(f"{way} failed:\n{done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
+def quartiles(values: list[float], factor: float = 1.0, digits: int = 2) -> str:
+    """The median, and in brackets the first and third quartile."""
+    low, middle, high = (np.percentile(values, percent) * factor for percent in (25, 50, 75))
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def table(runs: dict[str, list[dict[str, Any]]], size: int) -> list[str]:
+    """Lines of Markdown: for each way the medians of its runs."""
+    lines = [
+        "| | runs | loaded, s | first token, s | peak while loading, × file | peak at the first token, × file |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way, of in runs.items():
+        if not of:
+            continue
+        cells = [quartiles([run[key] for run in of]) for key in ("load", "first_token")]
+        cells += [quartiles([run[key] for run in of], 1 / size) for key in ("peak_loading", "peak")]
+        lines.append(f"| {way} | {len(of)} | {' | '.join(cells)} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model")
     parser.add_argument("--way", choices=WAYS, help="only this one, in this process, as a line of JSON")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="the best of N (default: %(default)s)")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS, metavar="WAY", help="only these")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="processes for each (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=120, metavar="S", help="of each (default: %(default)s)")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="JSON that runs are added to")
+    parser.add_argument("--perplexity", action="store_true", help="of one paragraph, and nothing else")
     options = parser.parse_args()
     if options.way:
-        print(json.dumps(MEASURES[options.way](options.model, options.way, options.threads)), flush=True)
+        result = MEASURES[options.way](options.model, options.way, options.threads, options.perplexity)
+        print(json.dumps(result), flush=True)
         # Threads of a server do not end by themselves.
         os._exit(0)
     size = os.path.getsize(options.model)
+    processor = describe(Path(options.model).parent)["processor"]
+    print(f"{os.path.basename(options.model)}: {size / 1e6:.1f} MB, {options.threads} thread(s), {processor}")
     Path(options.model).read_bytes()  # into the page cache
-    print(f"{options.model}: {size / 1e6:.1f} MB")
-    print(f"{'':18}{'load, s':>9}{'first token, s':>16}{'peak loading':>14}{'peak':>8}{'perplexity':>12}")
-    for way in WAYS:
-        runs = [in_a_process(options.model, way, options.threads) for _ in range(options.repeat)]
-        best = {key: min(run[key] for run in runs) for key in runs[0]}
-        print(
-            f"{way:18}{best['load']:9.2f}{best['first_token']:16.2f}{best['peak_loading'] / size:12.2f} x"
-            f"{best['peak'] / size:6.2f} x{best['perplexity']:12.3f}",
-            flush=True,
-        )
+    if options.perplexity:
+        for way in options.ways:
+            print(f"| {way} | {in_a_process(options.model, way, options)['perplexity']:.4f} |", flush=True)
+        return
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    if options.results and options.results.exists():
+        runs |= json.loads(options.results.read_text())
+    for _ in range(options.repeat):
+        for way in options.ways:
+            runs[way].append(in_a_process(options.model, way, options))
+            if options.results:
+                options.results.write_text(json.dumps(runs))
+    print("\n".join(table(runs, size)))
 
 
 if __name__ == "__main__":

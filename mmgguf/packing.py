@@ -22,13 +22,13 @@ def logical_shape(shape: Sequence[int], ggml_type: GGMLType) -> tuple[int, ...]:
     layout = LAYOUTS[ggml_type]
     if not len(shape):
         raise ValueError(f"{ggml_type.name} blocks need at least one axis")
-    blocks, rest = divmod(shape[-1], layout.type_size)
-    if rest:
+    # Not divmod: it would stop torch's compiler where shapes are symbols.
+    if shape[-1] % layout.type_size:
         raise ValueError(
             f"a last axis of {shape[-1]} bytes is not a whole number of {ggml_type.name} blocks of "
             f"{layout.type_size} bytes"
         )
-    return (*shape[:-1], blocks * layout.block_size)
+    return (*shape[:-1], shape[-1] // layout.type_size * layout.block_size)
 
 
 def takes_rows(ndim: int, key: Any) -> bool:

@@ -36,6 +36,7 @@ OPTIONAL = {
     "fsspec",
     "gguf",
     "jax",
+    "peft",
     "ray",
     "safetensors",
     "torch",

@@ -11,9 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
-
 from ..file import GGUFFile
+from .hyperparameters import (
+    block_count,
+    count,
+    factors,
+    head_dim,
+    key_value_heads,
+    number,
+    rotary,
+    token,
+    vocabulary,
+    wrong,
+)
 
 __all__ = ["ARCHITECTURES", "PERMUTED", "Architecture", "architecture_of", "configuration"]
 
@@ -45,14 +55,13 @@ class Architecture:
     rule: _Rule | None = None
 
 
-#: What every architecture here has.
+#: What every architecture here has: counts.
 _FIELDS: Final = {
     "context_length": "max_position_embeddings",
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 _TOKENS: Final = {
     "tokenizer.ggml.bos_token_id": "bos_token_id",
@@ -63,7 +72,7 @@ _TOKENS: Final = {
 
 def _llama(f: GGUFFile) -> dict[str, Any]:
     return {
-        "head_dim": _head_dim(f),
+        "head_dim": head_dim(f),
         "attention_bias": "blk.0.attn_q.bias" in f,
         "mlp_bias": "blk.0.ffn_up.bias" in f,
     }
@@ -71,19 +80,19 @@ def _llama(f: GGUFFile) -> dict[str, Any]:
 
 def _gemma(layers_of_27b: int) -> _Rule:
     def rule(f: GGUFFile) -> dict[str, Any]:
-        config = f.config
-        heads, width = config.get_int("attention.head_count"), config.get_int("embedding_length")
+        width = head_dim(f)
         # The scale of the scores is in no metadata.  llama.cpp knows the one model whose scale is not that of its heads
         # by its number of layers.
-        is_27b = config.get_int("block_count") == layers_of_27b
-        result = {"head_dim": _head_dim(f), "query_pre_attn_scalar": width // heads if is_27b else _head_dim(f)}
-        for key, name in (
-            ("attn_logit_softcapping", "attn_logit_softcapping"),
-            ("final_logit_softcapping", "final_logit_softcapping"),
-            ("attention.sliding_window", "sliding_window"),
-        ):
-            if key in config:
-                result[name] = config[key]
+        if block_count(f) == layers_of_27b:
+            scale = count(f, "embedding_length") // count(f, "attention.head_count")
+        else:
+            scale = width
+        result: dict[str, Any] = {"head_dim": width, "query_pre_attn_scalar": scale}
+        for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if key in f.config:
+                result[key] = number(f, key)
+        if "attention.sliding_window" in f.config:
+            result["sliding_window"] = count(f, "attention.sliding_window")
         return result
 
     return rule
@@ -91,43 +100,45 @@ def _gemma(layers_of_27b: int) -> _Rule:
 
 def _gemma3(f: GGUFFile) -> dict[str, Any]:
     result = _gemma(62)(f)
-    rope = _rope(f, 1_000_000.0)
+    rope = rotary(f, 1_000_000.0)
     result["rope_parameters"] = {
         "full_attention": rope,
-        "sliding_attention": {
-            "rope_type": "default",
-            "rope_theta": f.config.get_float("rope.freq_base_swa", 10_000.0),
-        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": number(f, "rope.freq_base_swa", 10_000.0)},
     }
     # Five layers that slide, one that does not, unless the file says otherwise.
-    pattern = f.config.get("attention.sliding_window_pattern", 6)
-    count = f.config.get_int("block_count")
-    slides = [(i + 1) % pattern != 0 for i in range(count)] if isinstance(pattern, int) else [bool(x) for x in pattern]
+    key, layers = "attention.sliding_window_pattern", block_count(f)
+    if isinstance(f.config.get(key, 6), int):
+        pattern = count(f, key, 6)
+        slides = [(i + 1) % pattern != 0 for i in range(layers)]
+    else:
+        slides = [bool(slide) for slide in f.config.get_array(key)[:layers]]
+        if len(slides) < layers:
+            raise wrong(f, key, f"{len(slides)} values", f"one for each of {layers} blocks")
     result["layer_types"] = ["sliding_attention" if slide else "full_attention" for slide in slides]
     return result
 
 
 def _phi3(f: GGUFFile) -> dict[str, Any]:
-    config = f.config
-    rope = _rope(f, 10_000.0)
-    head_dim = config.get_int("embedding_length") // config.get_int("attention.head_count")
-    rope["partial_rotary_factor"] = config.get_int("rope.dimension_count", head_dim) / head_dim
-    original = config.get_int("rope.scaling.original_context_length", config.get_int("context_length"))
+    config, width = f.config, head_dim(f)
+    turned = count(f, "rope.dimension_count", width)
+    rope = rotary(f, 10_000.0, turned)
+    rope["partial_rotary_factor"] = turned / width
+    original = count(f, "rope.scaling.original_context_length", count(f, "context_length"))
     if "rope_factors_long.weight" in f and "rope_factors_short.weight" in f:
         rope |= {
             "rope_type": "longrope",
-            "long_factor": np.asarray(f["rope_factors_long.weight"]).tolist(),
-            "short_factor": np.asarray(f["rope_factors_short.weight"]).tolist(),
+            "long_factor": factors(f, "rope_factors_long.weight", turned // 2).tolist(),
+            "short_factor": factors(f, "rope_factors_short.weight", turned // 2).tolist(),
             "original_max_position_embeddings": original,
         }
         if "rope.scaling.attn_factor" in config:
-            rope["attention_factor"] = config.get_float("rope.scaling.attn_factor")
+            rope["attention_factor"] = number(f, "rope.scaling.attn_factor")
     # llama.cpp switches phi3's sliding window off.
     return {"rope_parameters": rope, "original_max_position_embeddings": original, "sliding_window": None}
 
 
 def _mixtral(f: GGUFFile) -> dict[str, Any]:
-    return {"head_dim": _head_dim(f), "sliding_window": None}
+    return {"head_dim": head_dim(f), "sliding_window": None}
 
 
 def _qwen2(f: GGUFFile) -> dict[str, Any]:
@@ -135,7 +146,7 @@ def _qwen2(f: GGUFFile) -> dict[str, Any]:
 
 
 def _qwen3(f: GGUFFile) -> dict[str, Any]:
-    return {"head_dim": _head_dim(f), "attention_bias": "blk.0.attn_q.bias" in f, "use_sliding_window": False}
+    return {"head_dim": head_dim(f), "attention_bias": "blk.0.attn_q.bias" in f, "use_sliding_window": False}
 
 
 def _qwen3moe(f: GGUFFile) -> dict[str, Any]:
@@ -185,50 +196,37 @@ def architecture_of(f: GGUFFile) -> Architecture:
             f"{f.path}: the architecture {f.architecture!r:.60} cannot be turned into a model of transformers; "
             f"those that can are {known}"
         )
-    if f.architecture == "llama" and f.config.get("expert_count"):
+    if f.architecture == "llama" and f.config.get_int("expert_count", 0) != 0:
         return _MIXTRAL
     return found
 
 
 def configuration(f: GGUFFile) -> tuple[str, dict[str, Any]]:
-    """The model type of transformers, and the fields of its configuration."""
-    architecture, config = architecture_of(f), f.config
-    fields = {**_FIELDS, **architecture.fields}
-    missing = [key for key in fields if key not in config]
-    if missing:
-        raise KeyError(f"{f.path}: the metadata lacks {f.architecture}.{missing[0]}")
-    result: dict[str, Any] = {name: config[key] for key, name in fields.items()}
-    result["num_key_value_heads"] = config.get("attention.head_count_kv", result["num_attention_heads"])
-    uneven = [name for name, value in result.items() if not isinstance(value, int | float)]
-    if uneven:
-        raise NotImplementedError(f"{f.path}: {uneven[0]} differs from layer to layer, which transformers cannot have")
-    result["vocab_size"] = f["token_embd.weight"].shape[0]
+    """The model type of transformers, and the fields of its configuration.
+
+    Raises
+    ------
+    GGUFError
+        Metadata that is missing, of another type, or makes no sense.
+    NotImplementedError
+        What transformers cannot have.
+    """
+    architecture = architecture_of(f)
+    block_count(f)
+    result: dict[str, Any] = {name: count(f, key) for key, name in (_FIELDS | architecture.fields).items()}
+    result["rms_norm_eps"] = number(f, "attention.layer_norm_rms_epsilon")
+    result["num_key_value_heads"] = key_value_heads(f)
+    if "expert_used_count" in architecture.fields:
+        experts, used = count(f, "expert_count"), count(f, "expert_used_count")
+        if used > experts:
+            raise wrong(f, "expert_used_count", used, f"at most {experts}, the number of experts")
+    result["vocab_size"] = vocabulary(f)
     result["tie_word_embeddings"] = "output.weight" not in f
-    result["rope_parameters"] = _rope(f, 10_000.0)
     for key, name in _TOKENS.items():
         # None too: the classes have defaults of their own, which belong to other vocabularies.
-        result[name] = f.metadata.get(key)
+        result[name] = token(f, key)
     if architecture.rule is not None:
         result |= architecture.rule(f)
+    if "rope_parameters" not in result:
+        result["rope_parameters"] = rotary(f, 10_000.0)
     return architecture.model_type, result
-
-
-def _head_dim(f: GGUFFile) -> int:
-    config = f.config
-    return config.get_int(
-        "attention.key_length", config.get_int("embedding_length") // config.get_int("attention.head_count")
-    )
-
-
-def _rope(f: GGUFFile, base: float) -> dict[str, Any]:
-    """The rotary embedding's parameters; factors that a file has as a tensor are applied to the model itself."""
-    config = f.config
-    result: dict[str, Any] = {"rope_type": "default", "rope_theta": config.get_float("rope.freq_base", base)}
-    scaling = config.get("rope.scaling.type", "none")
-    if scaling in ("linear", "yarn") and config.get_float("rope.scaling.factor", 1.0) != 1.0:
-        result |= {"rope_type": scaling, "factor": config.get_float("rope.scaling.factor")}
-        if scaling == "yarn":
-            result["original_max_position_embeddings"] = config.get_int("rope.scaling.original_context_length")
-            if "rope.scaling.attn_factor" in config:
-                result["attention_factor"] = config.get_float("rope.scaling.attn_factor")
-    return result

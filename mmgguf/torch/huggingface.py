@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ..errors import FormatError, MissingExtraError
+from ..errors import FormatError, MetadataValueError, MissingExtraError, shown
 from ..file import GGUFFile, Source, opened
 from ..selection import Progress
 from .configs import configuration
+from .hyperparameters import factors, token
+from .memory import numpy_dtype
 from .models import fill
 from .names import plan_for
+from .origins import Plan
 
 __all__ = ["from_gguf"]
 
@@ -77,14 +81,17 @@ def from_gguf(
         raise MissingExtraError("transformers", "transformers") from None
 
     dtype = dtype or torch.float32
+    numpy_dtype(dtype)
     # Read-only: what is copied is read through this mapping, and its pages are given back.
     with opened(source, mode="r") as f:
         model_type, fields = configuration(f)
-        config = transformers.AutoConfig.for_model(model_type, **fields, dtype=dtype)
-        with torch.device("meta"):
-            make: Any = transformers.AutoModelForCausalLM.from_config
-            model = make(config, dtype=dtype)
+        with _refusals(f):
+            config = transformers.AutoConfig.for_model(model_type, **fields, dtype=dtype)
+            with torch.device("meta"):
+                make: Any = transformers.AutoModelForCausalLM.from_config
+                model = make(config, dtype=dtype)
         plan = plan_for(model, f, f)
+        _check_numbers(f, plan)
         fill(
             model,
             f,
@@ -96,10 +103,31 @@ def from_gguf(
             device=device,
             progress=progress,
         )
-        _compute_buffers(model, torch.device(device))
+        with _refusals(f):
+            _compute_buffers(model, torch.device(device))
         _apply_rope_factors(model, f)
         _set_generation(model, f)
     return model.eval()
+
+
+def _check_numbers(f: GGUFFile, plan: Plan) -> None:
+    for origins in plan.values():
+        for origin in origins:
+            tensor = f[origin.name]
+            if tensor.layout.is_plain and tensor.dtype.kind in "iu":
+                raise FormatError(f"{f.path}: {shown(origin.name)} has integers, {tensor.dtype}, in place of weights")
+
+
+@contextmanager
+def _refusals(f: GGUFFile) -> Iterator[None]:
+    """Say which file it was, where transformers has an error of any kind with the configuration."""
+    try:
+        yield
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise MetadataValueError(f"{f.path}: transformers refuses the configuration: {shown(message)}") from error
 
 
 def _compute_buffers(model: nn.Module, device: torch.device) -> None:
@@ -120,23 +148,19 @@ def _apply_rope_factors(model: nn.Module, f: GGUFFile) -> None:
     """Divide frequencies by the factors that a file brings: how llama 3.1's scaling is stored."""
     if "rope_freqs.weight" not in f:
         return
-    factors = torch.from_numpy(np.array(f["rope_freqs.weight"], dtype=np.float32))
     for module in model.modules():
         frequencies = getattr(module, "inv_freq", None)
         if not isinstance(frequencies, torch.Tensor):
             continue
-        if frequencies.shape != factors.shape:
-            raise FormatError(
-                f"{f.path}: rope_freqs.weight has {factors.numel()} factors for {frequencies.numel()} frequencies"
-            )
+        divisors = torch.from_numpy(factors(f, "rope_freqs.weight", frequencies.numel())).to(frequencies.device)
         for name in ("inv_freq", "original_inv_freq"):
             if hasattr(module, name):
-                setattr(module, name, getattr(module, name) / factors.to(frequencies.device))
+                setattr(module, name, getattr(module, name) / divisors)
 
 
 def _set_generation(model: Any, f: GGUFFile) -> None:
     """Add the file's end-of-turn tokens to those at which generation stops."""
-    ends = [f.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot")]
+    ends = [token(f, f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot")]
     known = list(dict.fromkeys(end for end in ends if end is not None))
     if len(known) > 1:
         model.generation_config.eos_token_id = known

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import torch
 from torch import nn
 
+from ..packing import logical_shape
 from ..types import GGMLType
 from .packed import PackedTensor, numbers
 
@@ -204,8 +207,11 @@ def _matrix(weight: PackedTensor) -> tuple[int, int]:
 def multiply(input: torch.Tensor, blocks: torch.Tensor, ggml_type: GGMLType) -> torch.Tensor:
     """``input @ weight.T``, (..., inputs) → (..., outputs), for a weight whose blocks are (outputs, bytes)."""
     device = input.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         input = input.to(torch.get_autocast_dtype(device))
+    width = logical_shape(blocks.shape, ggml_type)[-1]
+    if not input.ndim or input.shape[-1] != width:
+        raise ValueError(f"input must have a last axis of {width} elements, got the shape {tuple(input.shape)}")
     result: torch.Tensor = _Multiply.apply(input, blocks, int(ggml_type))
     return result
 
@@ -253,5 +259,29 @@ def _dequantized(blocks: torch.Tensor, ggml_type: GGMLType, like: torch.Tensor) 
     buffer: torch.Tensor | None = None
     for start, part in _tiles(blocks, like):
         if buffer is None:
-            buffer = like.new_empty((part.shape[0], like.shape[-1]))
+            buffer = _buffer((part.shape[0], like.shape[-1]), like)
         yield start, numbers(part, ggml_type, like.dtype, out=buffer[: part.shape[0]])
+
+
+class _Scratch(threading.local):
+    """Memory of a tile for each thread that computes."""
+
+    memory: torch.Tensor | None = None
+
+
+_SCRATCH: Final = _Scratch()
+
+
+def _buffer(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    """Memory for a tile, on the device of `like` and of its dtype.
+
+    On the CPU it is the same for every layer: tiles that come and go leave malloc with several times as much.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    nbytes = math.prod(shape) * like.element_size()
+    memory = _SCRATCH.memory
+    if memory is None or memory.numel() < nbytes:
+        with torch.inference_mode(False):  # or it could not be used outside of it
+            memory = _SCRATCH.memory = torch.empty(nbytes, dtype=torch.uint8)
+    return memory[:nbytes].view(like.dtype).view(shape)

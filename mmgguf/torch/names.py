@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import FormatError, MissingExtraError
 from ..file import GGUFFile
 from .configs import Architecture, architecture_of
+from .hyperparameters import block_count
 from .origins import Origin, Plan
 
 __all__ = ["plan_for", "unpermuted"]
@@ -58,7 +59,7 @@ def _name_table(f: GGUFFile) -> Any:
             raise
         raise MissingExtraError("gguf", "transformers") from None
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    return gguf.get_tensor_name_map(kinds[f.architecture], f.config.get_int("block_count"))
+    return gguf.get_tensor_name_map(kinds[f.architecture], block_count(f))
 
 
 def _names(key: str, table: Any) -> list[str]:

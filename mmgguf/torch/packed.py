@@ -32,8 +32,9 @@ class PackedTensor(torch.Tensor):
     """The stored blocks of a tensor: uint8 of shape ``(*logical_shape[:-1], bytes per row)``, little-endian.
 
     Copying it, moving it to another device, pickling it, joining tensors of one type and taking rows (``packed[ids]``,
-    ``packed[10:20]``, ``packed[expert]``) give packed tensors again; any other operation gives an ordinary tensor of
-    bytes.  It can be a buffer of a module, a value of a ``state_dict``, and be read by ``torch.load`` with
+    ``packed[10:20]``, ``packed[expert]``, iteration, ``index_select``, ``narrow``, ``split``, ``chunk``,
+    `torch.nn.functional.embedding`) give packed tensors again; any other operation gives an ordinary tensor of bytes.
+    It can be a buffer of a module, a value of a ``state_dict``, and be read by ``torch.load`` with
     ``weights_only=True`` once this module is imported.
 
     Attributes
@@ -90,6 +91,9 @@ class PackedTensor(torch.Tensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
+        if func in _SPLITS:
+            ggml_type = _kept_type(cls, func, args, kwargs)
+            return result if ggml_type is None else tuple(cls._wrap(part, ggml_type) for part in result)
         if isinstance(result, torch.Tensor) and not isinstance(result, cls) and result.dtype == torch.uint8:
             ggml_type = _kept_type(cls, func, args, kwargs)
             if ggml_type is not None:
@@ -132,21 +136,49 @@ _COPIES: Final = frozenset(
     }
 )
 _JOINS: Final = frozenset({torch.cat, torch.concat, torch.stack})
+#: What gives parts along an axis; where in the arguments that is, and what it is by default.
+_SPLITS: Final = {
+    **dict.fromkeys((torch.Tensor.unbind, torch.unbind), (1, 0)),
+    **dict.fromkeys((torch.Tensor.split, torch.split, torch.Tensor.chunk, torch.chunk), (2, 0)),
+}
+#: What takes rows along an axis; likewise.
+_TAKES: Final[dict[Any, tuple[int, int | None]]] = dict.fromkeys(
+    (
+        torch.Tensor.index_select,
+        torch.index_select,
+        torch.Tensor.narrow,
+        torch.narrow,
+        torch.Tensor.select,
+        torch.select,
+    ),
+    (1, None),
+)
 
 
 def _kept_type(cls: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GGMLType | None:
     """The type of the blocks in the result of an operation, or None if it does not consist of whole rows."""
     if func in _COPIES:
-        return args[0].ggml_type if isinstance(args[0], cls) else None
+        return _type_of(cls, args[0])
     if func is torch.Tensor.__getitem__:
-        return args[0].ggml_type if isinstance(args[0], cls) and takes_rows(args[0].ndim, args[1]) else None
+        return _type_of(cls, args[0]) if takes_rows(args[0].ndim, args[1]) else None
+    if func is torch.nn.functional.embedding:
+        return _type_of(cls, args[1] if len(args) > 1 else kwargs["weight"])
+    if func in _SPLITS or func in _TAKES:
+        place, default = _SPLITS.get(func) or _TAKES[func]
+        dim = args[place] if len(args) > place else kwargs.get("dim", default)
+        blocks = args[0] if args else kwargs["input"]
+        return _type_of(cls, blocks) if isinstance(dim, int) and dim not in (-1, blocks.ndim - 1) else None
     if func in _JOINS:
         parts = args[0] if args else kwargs["tensors"]
-        found = {part.ggml_type if isinstance(part, cls) else None for part in parts}
+        found = {_type_of(cls, part) for part in parts}
         dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
         last = parts[0].ndim - (func is not torch.stack)
         return found.pop() if len(found) == 1 and dim not in (-1, last) else None
     return None
+
+
+def _type_of(cls: Any, tensor: Any) -> GGMLType | None:
+    return tensor.ggml_type if isinstance(tensor, cls) else None
 
 
 def dequantize(

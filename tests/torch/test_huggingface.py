@@ -5,6 +5,7 @@ Each makes and runs models: slow.
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -121,8 +122,79 @@ def test_what_is_missing_or_unknown_is_said(tmp_path: Path) -> None:
         from_gguf(tmp_path / "more.gguf")
     with pytest.raises(NotImplementedError, match="the architecture 'mamba' cannot be turned"):
         from_gguf(tmp_path / "other.gguf")
-    with pytest.raises(NotImplementedError, match="num_key_value_heads differs from layer to layer"):
+    with pytest.raises(NotImplementedError, match="head_count_kv differs from layer to layer"):
         from_gguf(tmp_path / "heads.gguf")
+
+
+def test_weights_that_are_integers_are_refused(tmp_path: Path) -> None:
+    tiny = MODELS[0]
+    path = write(tmp_path / "m.gguf", tiny, original(tiny))
+    with mmgguf.open(path) as f:
+        for name in ("blk.1.ffn_up.weight", "output_norm.weight"):
+            numbers = np.zeros(f[name].shape, np.int32)
+            mmgguf.write(tmp_path / "x.gguf", f.metadata, {**f, name: numbers})
+            with pytest.raises(mmgguf.errors.FormatError, match=f"{name} has integers, int32"):
+                from_gguf(tmp_path / "x.gguf")
+
+
+REFUSED = {
+    "phi3-long": {"phi3.rope.scaling.original_context_length": mmgguf.TypedValue(1, ValueType.UINT32)},
+    "phi3": {"phi3.rope.scaling.factor": mmgguf.TypedValue(2.0, ValueType.FLOAT32)},
+    "gemma2-narrow": {"gemma2.embedding_length": mmgguf.TypedValue(7, ValueType.UINT32)},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_transformers_refuses_is_an_error_of_the_file(name: str, tmp_path: Path) -> None:
+    (tiny,) = (tiny for tiny in MODELS if tiny.id == name)
+    path = write(tmp_path / "m.gguf", tiny, original(tiny))
+    with mmgguf.open(path) as f:
+        mmgguf.write(tmp_path / "x.gguf", f.metadata.replace(REFUSED[name]), f)
+    with pytest.raises(mmgguf.GGUFError, match="transformers refuses the configuration") as caught:
+        from_gguf(tmp_path / "x.gguf")
+    assert str(caught.value).isprintable()
+
+
+def test_an_end_token_that_is_an_array_is_refused(tmp_path: Path) -> None:
+    tiny = MODELS[0]
+    path = write(tmp_path / "m.gguf", tiny, original(tiny))
+    with mmgguf.open(path) as f:
+        ends = mmgguf.TypedValue([1, 2], ValueType.ARRAY, ValueType.UINT32)
+        mmgguf.write(tmp_path / "x.gguf", f.metadata.replace({"tokenizer.ggml.eot_token_id": ends}), f)
+    with pytest.raises(mmgguf.errors.MetadataTypeError, match="eot_token_id: an integer was asked for"):
+        from_gguf(tmp_path / "x.gguf")
+
+
+def test_copies_and_closed_files(tmp_path: Path) -> None:
+    (tiny,) = (tiny for tiny in MODELS if tiny.id == "llama-tied-biased")
+    path = write(tmp_path / "m.gguf", tiny, original(tiny), gguf.GGMLQuantizationType.Q4_0)
+    with mmgguf.open(path) as f:
+        model = from_gguf(f)
+    expected = logits(model)
+    duplicate = copy.deepcopy(model)
+    assert duplicate.lm_head.weight.data_ptr() == duplicate.model.embed_tokens.weight.data_ptr()
+    model.tie_weights()
+    assert torch.equal(logits(model), expected)
+    del model
+    assert torch.equal(logits(duplicate), expected)
+    # Whoever writes to a model does not write to the file.
+    before = path.read_bytes()
+    other = from_gguf(path)
+    for buffer in other.buffers():
+        if isinstance(buffer, PackedTensor):
+            buffer.zero_()
+    assert path.read_bytes() == before
+    assert torch.equal(logits(duplicate), expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3"])
+def test_another_dtype_afterwards(name: str, tmp_path: Path) -> None:
+    (tiny,) = (tiny for tiny in MODELS if tiny.id == name)
+    path = write(tmp_path / "m.gguf", tiny, original(tiny), gguf.GGMLQuantizationType.Q8_0)
+    actual, expected = logits(from_gguf(path).to(torch.bfloat16)), logits(from_gguf(path, dtype=torch.bfloat16))
+    assert actual.dtype == torch.bfloat16
+    # torch rounds the frequencies of rotary embeddings as well.
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 
 
 # A real model.

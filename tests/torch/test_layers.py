@@ -178,6 +178,38 @@ def test_compiled_layers_have_one_graph() -> None:
     assert_close(compiled(ids), module(ids))
 
 
+def test_gradients_of_gradients() -> None:
+    layer = QuantizedLinear(pack(GGMLType.Q4_0, 5))
+    assert torch.autograd.gradgradcheck(layer, torch.randn(2, 32, dtype=torch.float64, requires_grad=True))
+
+
+def test_tiles_are_in_memory_that_is_used_again() -> None:
+    layer, other = QuantizedLinear(pack(GGMLType.Q8_0, 5)), QuantizedLinear(pack(GGMLType.Q4_0, 4))
+    with torch.inference_mode():
+        layer(torch.ones(1, 32, dtype=torch.float64))
+    memory = layers._SCRATCH.memory
+    inputs = torch.ones(1, 32, requires_grad=True)
+    first = layer(inputs)
+    kept = first.detach().clone()
+    second = other(inputs)
+    assert layers._SCRATCH.memory is memory
+    # Neither result, nor what the backward pass needs, is in it.
+    (first.sum() + second.sum()).backward()
+    assert torch.equal(first, kept)
+    assert_close(inputs.grad, (layer.weight.dequantize().sum(0) + other.weight.dequantize().sum(0))[None])
+
+
+@pytest.mark.parametrize("shape", [(2, 33), (2, 31), (1,), (32, 2)], ids=str)
+def test_inputs_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"a last axis of 32 elements, got the shape \("):
+        QuantizedLinear(pack(GGMLType.Q8_0, 5))(torch.ones(shape))
+
+
+def test_only_shapes_on_meta() -> None:
+    layer = QuantizedLinear(pack(GGMLType.Q8_0, 5)).to("meta")
+    assert layer(torch.ones(2, 32, device="meta")).shape == (2, 5)
+
+
 def test_bad_weights() -> None:
     with pytest.raises(TypeError, match="weight must be a PackedTensor, got Tensor"):
         QuantizedLinear(torch.zeros(2, 2))  # type: ignore[arg-type]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -28,7 +30,6 @@ from mmgguf.torch.memory import as_numpy  # noqa: E402
 DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: ml_dtypes.bfloat16}
 # torch warns of what it does itself while it compiles.
 quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-FEW = [GGMLType.Q4_0, GGMLType.Q6_K, GGMLType.IQ1_M, GGMLType.MXFP4]
 
 
 def pack(raw: NDArray[np.uint8], type_: GGMLType) -> PackedTensor:
@@ -50,6 +51,12 @@ def test_eager(backend: str | None, type_: GGMLType) -> None:
         assert_same_bits(actual.numpy(), expected(raw, type_))
 
 
+def test_the_guide_s_table_has_every_type() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "torch.md").read_text()
+    rows = re.findall(r"^\| ([A-Z].*?) \|.* equal .*\|$", text, re.MULTILINE)
+    assert sorted(name for row in rows for name in row.split(", ")) == sorted(type_.name for type_ in BLOCK_TYPES)
+
+
 @pytest.mark.slow
 @quiet
 @by_type(BLOCK_TYPES)
@@ -61,7 +68,7 @@ def test_compiled(pattern: Callable[[GGMLType], NDArray[np.uint8]], type_: GGMLT
     assert_same_bits(compiled(pack(raw, type_)).numpy(), expected(raw, type_))
 
 
-@by_type(FEW)
+@by_type(BLOCK_TYPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", [None, "portable"])
 def test_dtypes(backend: str | None, dtype: Any, type_: GGMLType) -> None:
@@ -128,6 +135,45 @@ def test_rows_stay_packed(key: Any) -> None:
     numbers = expected(raw, GGMLType.Q4_K)[key]
     assert taken.logical_shape == numbers.shape
     assert_same_bits(taken.dequantize().numpy(), numbers)
+
+
+IDS = torch.tensor([3, 1])
+TAKEN: dict[str, tuple[Any, Any]] = {
+    "index_select": (lambda packed: packed.index_select(0, IDS), [3, 1]),
+    "torch.index_select": (lambda packed: torch.index_select(packed, dim=0, index=IDS), [3, 1]),
+    "narrow": (lambda packed: packed.narrow(0, 1, 2), slice(1, 3)),
+    "select": (lambda packed: packed.select(0, 2), 2),
+    "embedding": (lambda packed: torch.nn.functional.embedding(IDS, packed), [3, 1]),
+    "iteration": (lambda packed: list(packed)[1], 1),
+    "unbind": (lambda packed: torch.unbind(packed)[3], 3),
+    "split": (lambda packed: packed.split(3)[1], slice(3, 4)),
+    "split of sizes": (lambda packed: torch.split(packed, [1, 3], dim=0)[1], slice(1, 4)),
+    "chunk": (lambda packed: packed.chunk(2, dim=-2)[0], slice(0, 2)),
+}
+
+
+@pytest.mark.parametrize(("take", "key"), TAKEN.values(), ids=list(TAKEN))
+def test_rows_taken_by_functions_stay_packed(take: Any, key: Any) -> None:
+    packed = pack(ordinary(GGMLType.Q4_K, 2, 4), GGMLType.Q4_K)
+    taken = take(packed)
+    assert type(taken) is PackedTensor
+    assert torch.equal(taken.dequantize(), packed.dequantize()[key])
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda packed: packed.index_select(1, IDS),
+        lambda packed: packed.narrow(-1, 0, 144),
+        lambda packed: packed.chunk(2, 1)[0],
+        lambda packed: packed.split(144, dim=-1)[0],
+        lambda packed: packed.unbind(-1)[0],
+        lambda packed: packed.T,
+        lambda packed: packed + packed,
+    ],
+)
+def test_other_operations_give_bytes(take: Any) -> None:
+    assert type(take(pack(ordinary(GGMLType.Q4_K, 2, 4), GGMLType.Q4_K))) is torch.Tensor
 
 
 def test_experts_stay_packed() -> None:
@@ -225,6 +271,12 @@ def test_workers_of_a_data_loader_hand_over_packed_rows() -> None:
     assert torch.equal(torch.cat([batch.dequantize() for batch in batches]), packed.dequantize())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU, and there is none")
+def test_pinned_memory_stays_packed() -> None:
+    packed = pack(ordinary(GGMLType.Q6_K, 2, 4), GGMLType.Q6_K).pin_memory()
+    assert (type(packed), packed.is_pinned()) == (PackedTensor, True)
+
+
 def test_only_metadata_on_meta() -> None:
     packed = pack(ordinary(GGMLType.Q4_0), GGMLType.Q4_0).to("meta")
     numbers = dequantize(packed, dtype=torch.bfloat16)
@@ -244,6 +296,28 @@ def test_a_compiled_function_has_one_graph(backend: str | None) -> None:
 
     result = gather(pack(raw, GGMLType.Q4_K), torch.tensor([3, 1]))
     assert_same_bits(as_numpy(result), expected(raw, GGMLType.Q4_K, ml_dtypes.bfloat16)[[3, 1]] * 2)
+
+
+@pytest.mark.slow
+@quiet
+@pytest.mark.parametrize("backend", [None, "portable"])
+def test_a_compiled_function_takes_any_number_of_rows(backend: str | None) -> None:
+    packed = pack(ordinary(GGMLType.Q8_0, 2, 16), GGMLType.Q8_0)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda packed, ids: dequantize(packed[ids], backend=backend), fullgraph=True, dynamic=True)
+    for count in (3, 7, 16, 0, 1):
+        assert torch.equal(compiled(packed, torch.arange(count)), packed.dequantize()[:count])
+
+
+@pytest.mark.slow
+@quiet
+@pytest.mark.parametrize("backend", [None, "portable"])
+def test_a_compiled_function_writes_to_out(backend: str | None) -> None:
+    packed = pack(ordinary(GGMLType.Q4_K, 2, 4), GGMLType.Q4_K)
+    torch._dynamo.reset()
+    out = torch.zeros(packed.logical_shape)
+    torch.compile(lambda packed, out: dequantize(packed, out=out, backend=backend), fullgraph=True)(packed, out)
+    assert torch.equal(out, packed.dequantize())
 
 
 def test_tables_are_where_packed_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
