@@ -4,9 +4,10 @@
     python -m benchmarks.torch_models SmolLM2-135M-Instruct.Q4_1.gguf --perplexity
 
 Each in processes of its own, in turns: seconds from the call to the first token of a prompt, and the peak of resident
-memory above that of the process before, as medians with quartiles.  Imports and compiled kernels are there before.
-The file is in the page cache.  Pages of the mapped file count as resident memory.  ``--results FILE`` keeps every run,
-and shows those of earlier calls too.  ``--perplexity`` gives the perplexity of one paragraph instead.  Linux only.
+memory above that of the process before, as medians with quartiles.  Imports and compiled kernels are there before, and
+torch has run a tiny model.  The file is in the page cache.  Pages of the mapped file count as resident memory.
+``--results FILE`` keeps every run, and shows those of earlier calls too.  ``--perplexity`` gives the perplexity of one
+paragraph instead.  Linux only.
 """
 
 from __future__ import annotations
@@ -62,9 +63,13 @@ def measure_in_torch(path: str, way: str, threads: int, perplexity: bool) -> dic
     folder, name = os.path.split(os.path.abspath(path))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
     prompt, text = (tokenizer(part, return_tensors="pt")["input_ids"] for part in (PROMPT, PARAGRAPH))
-    # What any use in the process pays once: BLAS, and the kernels, which lie compiled in numba's cache.
+    # What any use in the process pays once: the code of a model of this class, and the kernels, which lie compiled in
+    # numba's cache.
     torch.set_num_threads(threads)
-    torch.ones(64, 64) @ torch.ones(64, 64)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tiny = transformers.LlamaConfig(vocab_size=32, **sizes)
+    with torch.no_grad():
+        transformers.AutoModelForCausalLM.from_config(tiny)(torch.tensor([[1, 2]]))
     for type_ in mmgguf.GGMLType:
         if way.startswith("mmgguf") and not LAYOUTS[type_].is_plain:
             mmgguf.dequantize(np.zeros(LAYOUTS[type_].type_size, np.uint8), type_)

@@ -27,7 +27,7 @@ from .loading import TensorMapping
 from .packing import check_backend, logical_shape, takes_rows
 from .selection import Names, Progress, walk
 from .tensor import Tensor
-from .types import GGMLType
+from .types import LAYOUTS, GGMLType
 
 try:
     import jax
@@ -40,7 +40,7 @@ except ModuleNotFoundError as error:
 __all__ = ["PackedArray", "Tensors", "dequantize", "load_file"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PackedArray:
     """The stored blocks of a tensor: a pytree with one leaf, so that it passes through ``jit``, ``vmap`` and the like.
 
@@ -76,6 +76,12 @@ class PackedArray:
         """The numbers, of shape `logical_shape`; see `mmgguf.jax.dequantize`."""
         return dequantize(self, dtype=dtype)
 
+    def __repr__(self) -> str:
+        # Between transformations the leaf may be anything.
+        shape = getattr(self.data, "shape", None)
+        of = f"{type(self.data).__name__}" if shape is None else f"bytes of shape {shape}"
+        return f"<{type(self).__name__} {getattr(self.ggml_type, 'name', self.ggml_type)}, {of}>"
+
 
 jax.tree_util.register_dataclass(PackedArray, data_fields=["data"], meta_fields=["ggml_type"])
 
@@ -108,7 +114,7 @@ def dequantize(packed: PackedArray, *, dtype: npt.DTypeLike | None = None, backe
     Raises
     ------
     TypeError
-        Not a `PackedArray`, or a dtype that is not offered.
+        Not a `PackedArray` of bytes in blocks, or a dtype that is not offered.
     ValueError
         An unknown backend, or one that cannot reach the blocks.
 
@@ -125,16 +131,23 @@ def dequantize(packed: PackedArray, *, dtype: npt.DTypeLike | None = None, backe
     """
     if not isinstance(packed, PackedArray):
         raise TypeError(f"packed must be a PackedArray, got {type(packed).__name__}")
+    data, ggml_type = packed.data, GGMLType(packed.ggml_type)
+    if LAYOUTS[ggml_type].is_plain:
+        raise TypeError(f"{ggml_type.name} is a plain type: it has no blocks")
+    if data.dtype != np.uint8:
+        raise TypeError(f"blocks must be bytes, uint8, got {data.dtype}")
+    if isinstance(data, np.ndarray):  # as `jax.device_get` leaves it
+        data = jnp.asarray(data)
     target = jax.dtypes.canonicalize_dtype(dequant.target_dtype(np.float32 if dtype is None else dtype))
     shape = packed.logical_shape  # checks it
-    near = _in_the_cpu_s_memory(packed.data)
+    near = _in_the_cpu_s_memory(data)
     check_backend(backend, near, "elsewhere, or being traced")
     if backend == "portable" or not near:
-        return _portable(packed.data, packed.ggml_type, target)
+        return _portable(data, ggml_type, target)
     out = empty(shape, target)
     chosen: Any = backend
-    dequant.dequantize(np.asarray(packed.data), packed.ggml_type, dtype=target, out=out, backend=chosen)
-    return jax.device_put(out, packed.data.sharding, may_alias=True)
+    dequant.dequantize(np.asarray(data), ggml_type, dtype=target, out=out, backend=chosen)
+    return jax.device_put(out, data.sharding, may_alias=True)
 
 
 def _in_the_cpu_s_memory(data: Any) -> bool:

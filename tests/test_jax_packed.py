@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import ml_dtypes
@@ -129,11 +130,35 @@ def test_a_layer_of_packed_weights_has_a_gradient() -> None:
     np.testing.assert_allclose(np.asarray(gradient), 2 * (np.asarray(x) @ weight.T) @ weight, rtol=1e-4)
 
 
+def test_it_is_a_pytree_that_transformations_take() -> None:
+    packed = pack(ordinary(GGMLType.Q4_K, 2, 4), GGMLType.Q4_K)
+    numbers = np.asarray(packed.dequantize())
+    assert repr(packed) == "<PackedArray Q4_K, bytes of shape (4, 288)>"
+    assert repr(jax.tree_util.tree_map(lambda leaf: None, packed)) == "<PackedArray Q4_K, NoneType>"
+    assert_same_bits(np.asarray(jax.device_get(packed).dequantize()), numbers)
+    assert_same_bits(np.asarray(copy.deepcopy(packed).dequantize()), numbers)
+    experts = jax.tree_util.tree_map(lambda leaf: leaf.reshape(2, 2, -1), packed)
+    x = jnp.ones((2, 512))
+    each = jax.vmap(lambda weights, x: weights.dequantize() @ x)(experts, x)
+    np.testing.assert_allclose(np.asarray(each), numbers.sum(-1).reshape(2, 2), rtol=1e-3, atol=1e-2)
+    total, _ = jax.lax.scan(lambda total, weights: (total + weights.dequantize().sum(), None), 0.0, experts)
+    np.testing.assert_allclose(total, numbers.sum(), rtol=1e-3, atol=1e-1)
+    shape = jax.eval_shape(lambda packed: packed[1:].dequantize(dtype=jnp.bfloat16), packed)
+    assert (shape.shape, shape.dtype) == ((3, 512), jnp.bfloat16)
+
+
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "not packed": (lambda p: dequantize(p.data), TypeError, "must be a PackedArray"),
     "dtype": (lambda p: dequantize(p, dtype=np.int32), TypeError, "dtype must be one of float32"),
     "backend": (lambda p: dequantize(p, backend="x"), ValueError, "backend must be one of portable"),
     "traced": (lambda p: jax.jit(lambda p: dequantize(p, backend="numpy"))(p), ValueError, "runs on the CPU"),
+    "plain type": (lambda p: jax.jit(dequantize)(PackedArray(p.data, GGMLType.F16)), TypeError, "F16 is a plain type"),
+    "no such type": (lambda p: dequantize(PackedArray(p.data, 4)), ValueError, "4 is not a valid GGMLType"),
+    "floats": (
+        lambda p: jax.jit(dequantize)(PackedArray(p.data.astype(np.float32), p.ggml_type)),
+        TypeError,
+        "must be bytes, uint8, got float32",
+    ),
     "part of a block": (lambda p: PackedArray(p.data[:, 1:], p.ggml_type).dequantize(), ValueError, "35 bytes is not"),
 }
 
