@@ -60,7 +60,7 @@ _MOST_COMPARED: Final = 500
 
 
 def shown(text: object, quoted: bool = False) -> str:
-    """A name from a file as messages show it: bounded, and with nothing that a terminal would obey.
+    """A name from a file as messages show it: cut to a limit, control characters escaped.
 
     As it is where that is harmless and no quotes are asked for; otherwise quoted and escaped as `repr` does, and cut.
     Of what is no string, as an index in place of a name, the `repr` tells what it is.

@@ -214,5 +214,5 @@ def plot(title: str, tensors: Mapping[str, Any], ax: Any) -> Any:
 
 
 def _plain(title: str) -> str:
-    """To matplotlib, two dollars are mathematics."""
+    """Escape dollar signs: matplotlib reads what is between two as mathematics."""
     return visible(title, 80).replace("$", r"\$")

@@ -157,7 +157,7 @@ def _encode_header(f: GGUFFile, dtypes: Mapping[str, np.dtype[Any]], metadata: M
             offered = "float32, float16, bfloat16, float64"
             raise TypeError(f"dtype must be one of {offered}, got {dtype}")
         if name == "__metadata__":
-            raise FormatError(f"{f.path}: a tensor named '__metadata__', which safetensors keeps for itself")
+            raise FormatError(f"{f.path}: a tensor named '__metadata__', which safetensors reserves")
         layout, shape = f[name].layout, f[name].shape
         end = position + (layout.nbytes(shape) if dtype.names else f[name].size * dtype.itemsize)
         stored = ("U8", layout.packed_shape(shape)) if dtype.names else (_NAMES[dtype], shape)
@@ -184,7 +184,7 @@ def _encode_metadata(metadata: Metadata, converted: bool, where: str) -> dict[st
         if key.startswith(_NOT_CARRIED) or (converted and key in _OF_STORAGE):
             continue
         if key in (TYPES_KEY, BLOCKS_KEY):
-            raise FormatError(f"{where}: a metadata key {key!r}, which the conversion keeps for itself")
+            raise FormatError(f"{where}: a metadata key {key!r}, which the conversion reserves")
         typed = metadata.typed(key)
         value = typed.value
         if typed.type is ValueType.STRING and is_utf8(value):
@@ -296,7 +296,7 @@ def to_gguf(
 
 @contextmanager
 def _reading(path: str) -> Iterator[Any]:
-    """The file opened by the package safetensors, whose own errors become ours."""
+    """Open a file by the package safetensors; its errors become this library's."""
     try:
         from safetensors import SafetensorError, safe_open
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Shards: the files of a split model, opened and held against each other."""
+"""Shards: the files of a split model, opened and checked against each other."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def parse_storage(file: Storage) -> Shard:
 
 
 def _open_rest(given: Shard, count: int, opener: Opener) -> list[Shard]:
-    """All shards of the split that `given` belongs to, in order, held against each other."""
+    """All shards of the split that `given` belongs to, in order, checked against each other."""
     if given.file.location is None:
         raise SplitError(f"{given.path}: one shard of {count} (split.count); open it by path or URL to find the others")
     location, query = split_query(given.file.location)
@@ -120,7 +120,7 @@ def _require_all(paths: list[str], given: Shard, count: int) -> None:
 def _open_remote(places: list[str], given: Shard, count: int, opener: Opener) -> Generator[Shard, None, None]:
     """Shards in order, several of them opened at a time; those that nobody took are closed at the end."""
     if count > _MOST_REMOTE:
-        raise SplitError(f"{given.path}: one shard of {count}, at most {_MOST_REMOTE} are opened from afar")
+        raise SplitError(f"{given.path}: one shard of {count}, at most {_MOST_REMOTE} are opened remotely")
 
     def open_one(place: str) -> Shard:
         try:

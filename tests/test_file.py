@@ -76,7 +76,7 @@ def test_a_file_at_a_glance(storage: Any, path: Path) -> None:
         assert f.get("nothing") is None
         assert copy.copy(f.metadata) is f.metadata
         for mapping in (f.metadata, f.config):
-            with pytest.raises(TypeError, match="is not pickled: send the file, or dict"):
+            with pytest.raises(TypeError, match="cannot be pickled: send the file, or dict"):
                 pickle.dumps(mapping)
 
 

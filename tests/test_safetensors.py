@@ -97,7 +97,7 @@ def test_the_order_of_keys_survives_and_so_does_a_key_named_format(tmp_path: Pat
     with mmgguf.open(tmp_path / "back.gguf") as f:
         assert list(f.metadata.items()) == list(metadata.items())
     mmgguf.write(tmp_path / "x.gguf", {TYPES_KEY: "mine"}, {})
-    with pytest.raises(mmgguf.errors.FormatError, match="keeps for itself"):
+    with pytest.raises(mmgguf.errors.FormatError, match="reserves"):
         save_file(tmp_path / "x.gguf", tmp_path / "x.safetensors")
 
 

@@ -79,7 +79,7 @@ def edit(
     if (output is None) != in_place and not dry_run:
         raise typer.BadParameter("one of them is needed", param_hint="'--output' / '--in-place'")
     if output is not None and in_place:
-        raise typer.BadParameter("only one of them can be had", param_hint="'--output' / '--in-place'")
+        raise typer.BadParameter("only one of them can be given", param_hint="'--output' / '--in-place'")
     try:
         plan = _plan(file, set_ or [], set_file or [], delete or [], rename or [], output, reserve, force)
     except GGUFError:

@@ -1,4 +1,4 @@
-"""``mmgguf estimate``: the memory that models will need, and what goes where."""
+"""``mmgguf estimate``: the memory that models need, and which devices hold it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def estimate(
     ] = None,
     device: Annotated[
         list[str] | None,
-        typer.Option("--device", "-d", metavar="SIZE", help="Memory of a device, as 24GiB; once for each."),
+        typer.Option("--device", "-d", metavar="SIZE", help="Memory of a device, such as 24GiB; once for each."),
     ] = None,
     cache_type: Annotated[
         str, typer.Option(metavar="TYPE", help="What keys and values are stored as, as q8_0.")
@@ -44,7 +44,8 @@ def estimate(
     ubatch: Annotated[int, typer.Option(metavar="TOKENS", help="Tokens that are computed together.")] = 512,
     reserve: Annotated[str, typer.Option(metavar="SIZE", help="Memory to leave free on each device.")] = "0",
     split: Annotated[
-        str | None, typer.Option(metavar="SHARES", help="The devices' shares of the layers, as 3,1; else what fits.")
+        str | None,
+        typer.Option(metavar="SHARES", help="The devices' shares of the layers, such as 3,1; else what fits."),
     ] = None,
     cpu_moe: Annotated[bool, typer.Option("--cpu-moe", help="Experts stay in RAM.")] = False,
     add: Annotated[
@@ -274,7 +275,7 @@ def _size(text: str, option: str) -> int:
     """Bytes of ``24GiB``, ``24G`` (the same), ``24GB`` (powers of ten) or ``1000``."""
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(i?b|b?)", text.strip(), re.IGNORECASE | re.ASCII)
     if match is None:
-        raise typer.BadParameter(f"{safe(text)} is not a size, as 24GiB", param_hint=option)
+        raise typer.BadParameter(f"{safe(text)} is not a size such as 24GiB", param_hint=option)
     number, unit, suffix = match.groups()
     units = _UNITS if suffix.lower() == "b" else _BINARY
     return int(float(number) * units[unit.lower()])
@@ -284,7 +285,7 @@ def _tokens(text: str) -> int:
     """Tokens of ``8192`` or ``8k``."""
     match = re.fullmatch(r"(\d{1,10})(k?)", text.strip(), re.IGNORECASE | re.ASCII)
     if match is None:
-        raise typer.BadParameter(f"{safe(text)} is not a number of tokens, as 8192 or 8k", param_hint="--context")
+        raise typer.BadParameter(f"{safe(text)} is not a number of tokens such as 8192 or 8k", param_hint="--context")
     return int(match[1]) * (1024 if match[2] else 1)
 
 
@@ -292,4 +293,4 @@ def _share(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"{safe(text)} is not a share, as 3", param_hint="--split") from None
+        raise typer.BadParameter(f"{safe(text)} is not a share such as 3", param_hint="--split") from None

@@ -35,7 +35,7 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """The program, likewise; its errors, and those of its subcommands, become one line."""
+    """The program with such a help text; its errors, and those of its subcommands, become one line."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:  # prints help texts
         with errors_as_one_line():

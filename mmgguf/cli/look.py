@@ -108,12 +108,12 @@ def _rows(text: str | None, length: int) -> slice:
         return slice(0, min(ROWS, length))
     match = re.fullmatch(r"(-?[0-9]*)(:?)(-?[0-9]*)", text)
     if match is None or text in ("", "-"):
-        raise typer.BadParameter(f"{text!r:.40}: must be a number, or a range as 0:2", param_hint="--rows")
+        raise typer.BadParameter(f"{text!r:.40}: must be a number, or a range such as 0:2", param_hint="--rows")
     try:
         start = int(match[1]) if match[1] else None
         stop = int(match[3]) if match[3] else None
     except ValueError:
-        raise typer.BadParameter(f"{text!r:.40}: must be a range as 0:2", param_hint="--rows") from None
+        raise typer.BadParameter(f"{text!r:.40}: must be a range such as 0:2", param_hint="--rows") from None
     if match[2]:
         return slice(start, stop)
     assert start is not None

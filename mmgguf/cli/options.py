@@ -21,7 +21,7 @@ Names = Annotated[
     list[str] | None,
     typer.Option("--names", "-n", metavar="GLOB", help="Only these tensors, as 'blk.0.*'; repeatable."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 
 
 class Dtype(StrEnum):

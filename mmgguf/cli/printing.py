@@ -390,7 +390,7 @@ def errors_as_one_line(status: int = 1) -> Iterator[None]:
 
 
 def _is_about_a_source(error: ValueError) -> bool:
-    """Whether the error says that a URL or another name of a file, which somebody has typed, is none."""
+    """Whether an error is about a URL or name that the user typed: one that the storages raised."""
     where = error.__traceback__
     while where is not None and where.tb_next is not None:
         where = where.tb_next

@@ -19,9 +19,9 @@ __all__ = ["progress_bar", "writing"]
 
 @contextmanager
 def writing(target: Path, force: bool, *, dequantizes: bool = False) -> Iterator[Progress | None]:
-    """Around what writes a file: asks for ``--force`` if it is there already, and says how large it has become."""
+    """Write a file in this context: it must not exist, unless ``--force`` is given; its size is printed at the end."""
     if target.exists() and not force:
-        raise FileExistsError(errno.EEXIST, "is there already; --force replaces it", str(target))
+        raise FileExistsError(errno.EEXIST, "already exists; --force replaces it", str(target))
     with progress_bar(target.name, dequantizes=dequantizes) as progress:
         yield progress
     print_note(f"wrote {target}: {size_text(os.path.getsize(target))}")
@@ -29,7 +29,7 @@ def writing(target: Path, force: bool, *, dequantizes: bool = False) -> Iterator
 
 @contextmanager
 def progress_bar(what: str, *, wanted: bool = True, dequantizes: bool = False) -> Iterator[Progress | None]:
-    """A bar of bytes on the standard error, where people see it; gives what the library calls with them.
+    """Show bytes as a progress bar if the standard error is a terminal; gives the library's callback.
 
     Where `dequantizes`, it also says when it waits for kernels that are compiled.
     """

@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
     units = {name.lower(): factor for name, factor in _UNITS.items()}
     if match is None or match[2].lower() not in units:
-        raise typer.BadParameter(f"{text!r:.40} is no size, as 2GiB or 500M are")
+        raise typer.BadParameter(f"{text!r:.40} is not a size such as 2GiB or 500M")
     return int(float(match[1]) * units[match[2].lower()])
 
 

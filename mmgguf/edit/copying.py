@@ -91,7 +91,7 @@ def pad(file: BinaryIO, nbytes: int) -> None:
 
 
 def check_output(outputs: Iterable[str], sources: Iterable[str], nbytes: int, force: bool) -> None:
-    """Refuse outputs that are there already or are a source, and a disk that is too full, before anything is written.
+    """Refuse outputs that exist or are a source, and a disk that is too full, before anything is written.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def check_output(outputs: Iterable[str], sources: Iterable[str], nbytes: int, fo
         if any(os.path.samestat(found, one) for one in known):
             raise FileExistsError(errno.EEXIST, "is the file that is read; it cannot be the output too", output)
         if not force:
-            raise FileExistsError(errno.EEXIST, "is there already; force replaces it", output)
+            raise FileExistsError(errno.EEXIST, "already exists; force replaces it", output)
     if folder is not None:
         # What is replaced counts as not free: it stays until the new file is complete.
         free = shutil.disk_usage(folder).free

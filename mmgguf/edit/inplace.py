@@ -74,7 +74,7 @@ def overwrite(path: str, old: bytes, new: bytes) -> int:
 
 
 def recover(path: str | os.PathLike[str]) -> Literal["nothing", "undone", "finished"]:
-    """Settle an edit in place that was interrupted.
+    """Finish or undo an edit in place that was interrupted.
 
     Parameters
     ----------

@@ -184,7 +184,7 @@ def plan_edit(
     reserve: int = 0,
     force: bool = False,
 ) -> Edit:
-    """`replace_metadata` up to the point where something would be written; see there.
+    """Plan the edit that `replace_metadata` makes, without writing anything.
 
     Examples
     --------
@@ -195,7 +195,7 @@ def plan_edit(
     changes, remove, rename = dict(changes or {}), list(remove), dict(rename or {})
     name = os.fsdecode(path)
     if output is None and "://" in name and not os.path.exists(name):
-        raise ValueError(f"{name}: is no local file, which alone can be edited in place; name an output")
+        raise ValueError(f"{name}: only local files can be edited in place; name an output")
     if output is None:
         # An edit that was interrupted comes first.
         recover(path)
@@ -221,7 +221,7 @@ def _plan(
     touched = {*changes, *remove, *rename, *rename.values()}
     for key in touched:
         if key == PADDING_KEY or (key.startswith("split.") and len(f.shards) > 1):
-            raise ValueError(f"{key}: tells how the file is laid out, and is not for editing")
+            raise ValueError(f"{key}: describes the layout of the file and cannot be edited")
     metadata = f.metadata.replace(changes, remove=remove, rename=rename)
     told = tuple(_changes(f.metadata, metadata, changes, remove, rename))
     raw = RawHeader.of(shard)
@@ -266,7 +266,7 @@ def _alignment(metadata: Metadata) -> int:
 def _origins(
     before: Metadata, after: Metadata, changes: Mapping[str, Any], rename: Mapping[str, str]
 ) -> Iterable[tuple[str, str]]:
-    """The keys whose pairs keep their bytes, twice."""
+    """The pairs that keep their bytes, each as its key in the new header and its key in the old one."""
     renamed = set(rename) | set(rename.values())
     return [(key, key) for key in after if key in before and key not in changes and key not in renamed]
 

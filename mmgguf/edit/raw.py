@@ -102,7 +102,7 @@ class RawHeader:
         return self.pair(PADDING_KEY, TypedValue(np.zeros(count, np.uint8), ValueType.ARRAY, ValueType.UINT8))
 
     def fill(self, data_offset: int, alignment: int) -> bool:
-        """Add padding, where needed, so that the data begins at `data_offset`; whether that can be had."""
+        """Add padding, where needed, so that the data begins at `data_offset`; gives whether that is possible."""
         self.pairs.pop(PADDING_KEY, None)
         gap = data_offset - self.nbytes
         if gap < 0:

@@ -60,7 +60,7 @@ def split(
         Never divide a layer (tensors ``blk.N.*``).  Without a limit each layer becomes a shard, and so does each run
         of tensors between layers; with one, a shard has as many whole layers as the limit takes, but at least one.
     empty_first : bool, default False
-        Leave the first shard without tensors, so that metadata can be had without data.
+        Leave the first shard without tensors, so that metadata can be read without data.
     force : bool, default False
         Replace files that are there.
     progress : callable, optional
@@ -78,7 +78,7 @@ def split(
     UnknownTypeError
         A tensor has a ggml type whose size is unknown.
     FileExistsError
-        A shard is there already, or is the model itself.
+        A shard exists already, or is the model itself.
     GGUFError, OSError
         The model cannot be read; what the operating system refuses, a disk too full at the outset.
 

@@ -51,7 +51,7 @@ class Sliding:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What the layers of an architecture keep.
+    """What the layers of an architecture keep in memory while a model runs.
 
     Attributes
     ----------

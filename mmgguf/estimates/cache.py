@@ -29,7 +29,7 @@ def cache_type(name: str | GGMLType) -> GGMLType:
     try:
         return GGMLType[name.upper()]
     except (KeyError, AttributeError):
-        raise ValueError(f"cache type {name!r:.60} is not a ggml type, as f16, q8_0 or q4_0") from None
+        raise ValueError(f"cache type {name!r:.60} is not a ggml type such as f16, q8_0 or q4_0") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """What decides about the memory, layer by layer.
+    """The hyperparameters that decide how much memory each layer needs.
 
     Attributes
     ----------

@@ -76,7 +76,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What goes where.
+    """Which layers lie on which device.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""`Estimate`: what a model will need, and what goes where."""
+"""`Estimate`: the memory that a model needs, and which device holds what."""
 
 from __future__ import annotations
 

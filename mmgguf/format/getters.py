@@ -18,7 +18,7 @@ _MISSING: Any = object()
 
 
 class TypedMapping(Mapping[str, Any]):
-    """Getters that check the type of a value: a wrong type raises, never a silent zero.
+    """Getters that check the type of a value: a wrong type raises `MetadataTypeError`.
 
     Each takes a key and optionally a default for a missing key.  Without one, a missing key raises
     `NameNotFoundError`; a value of another type raises `MetadataTypeError` in either case.
@@ -48,7 +48,7 @@ class TypedMapping(Mapping[str, Any]):
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} is not pickled: send the file, or dict() of it")
+        raise TypeError(f"{type(self).__name__} cannot be pickled: send the file, or dict() of it")
 
     @overload
     def get_int(self, key: str) -> int: ...

@@ -271,7 +271,7 @@ class Metadata(TypedMapping):
                 continue
             new = renamed.get(key, key)
             if new in values or (new != key and new in self._values and new not in removed and new not in renamed):
-                raise ValueError(f"{shown(new)}: the key is there already")
+                raise ValueError(f"{shown(new)}: the key exists already")
             if new != key:
                 check_key(new)
             values[new], types[new] = value, self._types[key]

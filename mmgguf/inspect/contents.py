@@ -186,7 +186,7 @@ def digest(source: Source, *, algorithm: str = "sha256", progress: Progress | No
 
     empty = hashlib.new(algorithm)
     if not empty.digest_size:
-        raise ValueError(f"algorithm {algorithm!r} has digests of any length, not of one")
+        raise ValueError(f"algorithm {algorithm!r} gives digests of variable length; choose one of fixed length")
     whole = empty.copy()
     tensors: dict[str, str | None] = {}
     with opened(source, storage="read") as f:

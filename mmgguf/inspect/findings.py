@@ -290,7 +290,7 @@ class _Structure:
             return None
 
     def split(self) -> None:
-        """What `mmgguf.open` does not ask of a file that is alone."""
+        """Keys of splits, which `mmgguf.open` checks only where there are several shards."""
         count = self.integer("split.count", "error")
         if count is None or len(self.f.shards) > 1:
             return

@@ -159,7 +159,7 @@ class Accumulator:
         self._pending = 0
 
     def merge(self, other: Accumulator) -> None:
-        """Take what another one has seen."""
+        """Add the numbers of another accumulator."""
         if self._pending + other._pending > TABLE_LIMIT:
             self._flush()
         self._table += other._table
@@ -174,13 +174,13 @@ class Accumulator:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def histogram(self) -> Histogram:
-        """Of the finite numbers so far."""
+        """The histogram of the finite numbers so far."""
         self._flush()
         by_magnitude = self._sums[0].astype(np.int64).reshape(2, BUCKETS // 2)[:, :FINITE]
         return Histogram(np.concatenate([by_magnitude[1, ::-1], by_magnitude[0]]))
 
     def moments(self) -> dict[str, Any]:
-        """Of everything so far, by the names of `TensorStats`; numbers that are not finite are only counted."""
+        """Statistics of all numbers so far, by the names of `TensorStats`; of those not finite only counts."""
         histogram = self.histogram()
         counts, rests, squares = self._sums
         total = total_square = 0

@@ -1,4 +1,4 @@
-"""Importance matrices: GGUF files of ``llama-imatrix``, with the activations that each weight matrix has met.
+"""Importance matrices: GGUF files of ``llama-imatrix``, with sums of the squared activations of each weight matrix.
 
 For a matrix NAME such a file has two tensors: ``NAME.in_sum2``, the sums of the squared activations of each input
 column, one row per expert, and ``NAME.counts``, how many activations were summed for each expert.
@@ -95,7 +95,7 @@ def importance(source: Source) -> list[Importance]:
     with opened(source) as f:
         rows = [_one(f, name.removesuffix(_SUMS)) for name in f if name.endswith(_SUMS)]
         if not rows:
-            raise ValueError(f"{f.path}: no importance matrix: no tensor is called *{_SUMS}")
+            raise ValueError(f"{f.path}: not an importance matrix: no tensor's name ends in {_SUMS}")
     return sorted(rows, key=lambda row: -row.total if row.total == row.total else math.inf)
 
 

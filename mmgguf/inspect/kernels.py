@@ -53,7 +53,7 @@ def scatter_numpy(bits: npt.NDArray[np.uint32], table: npt.NDArray[np.int64]) ->
 
 
 def extremes_numpy(bits: npt.NDArray[np.uint32]) -> tuple[Any, Any, Any, Any]:
-    """The least and the greatest number as ordered integers, the greatest magnitude's bits, and how many are zero."""
+    """Least and greatest number as ordered integers, the greatest magnitude's bits, and the number of zeros."""
     signed = bits.view(np.int32)
     magnitude = signed & np.int32(0x7FFFFFFF)
     ordered = signed ^ ((signed >> 31) & np.int32(0x7FFFFFFF))

@@ -306,5 +306,5 @@ def _number(bits: int) -> float:
 
 
 def cores() -> int:
-    """How many may be used."""
+    """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

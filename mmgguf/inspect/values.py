@@ -82,7 +82,7 @@ class TensorDistance:
 
 @dataclass(frozen=True, slots=True)
 class TypeDistance:
-    """The same for all tensors that were stored as one pair of types.
+    """The distance of all tensors with one pair of types, together.
 
     Attributes
     ----------

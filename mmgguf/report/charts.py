@@ -99,7 +99,7 @@ def _colours(f: GGUFFile) -> dict[str, str]:
 
 
 def _map(f: GGUFFile, colours: dict[str, str]) -> Any:
-    """Each shard as a bar: header, tensors to scale, and what belongs to nothing."""
+    """Each shard as a bar: header, tensors to scale, and bytes that belong to no tensor."""
     columns: dict[str, list[Any]] = {k: [] for k in ("left", "right", "bottom", "top", "color", "name", "what", "size")}
 
     def add(row: int, start: int, end: int, color: str, name: str, what: str) -> None:
@@ -290,7 +290,7 @@ def _heat(layers: dict[int, dict[str, Any]], statistics: Mapping[str, TensorStat
 
 
 def _unique(labels: list[str]) -> list[str]:
-    """Two kinds that look alike stay two rows."""
+    """Make labels that look alike distinct, so that each keeps its row."""
     seen: dict[str, int] = {}
     result = []
     for label in labels:

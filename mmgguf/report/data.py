@@ -111,7 +111,7 @@ def _summary(f: GGUFFile) -> Iterator[tuple[str, str]]:
 
 
 def _number(value: float) -> float | str:
-    """What JSON has no number for is a text."""
+    """A number for JSON; NaN and infinities, which it lacks, as text."""
     return value if np.isfinite(value) else str(value)
 
 

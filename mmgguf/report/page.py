@@ -71,7 +71,7 @@ def write_page(
     """
     target = os.fsdecode(output)
     if not force and os.path.lexists(target):
-        raise FileExistsError(None, "is there already; force replaces it", target)
+        raise FileExistsError(None, "already exists; force replaces it", target)
     _bokeh_script()  # before a long look at the weights
     with opened(source) as f:
         found = stats(f, progress=progress) if statistics else {}

@@ -68,7 +68,7 @@ class Transfer:
     first_step: int | None = None
 
     def check(self) -> None:
-        """Raise ValueError for limits that nothing can keep."""
+        """Raise ValueError for limits that are not positive."""
         if not self.timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, got {self.timeout}")
         if self.max_concurrency < 1:

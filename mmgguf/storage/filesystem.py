@@ -76,7 +76,7 @@ class FileSystemTransport(Transport):
         return len(data)
 
     async def _call(self, name: str, *args: Any, **options: Any) -> Any:
-        """A method of the file system, with its errors made this library's."""
+        """Call a method of the file system; its errors become this library's."""
         size = options.get("end", 0) - options.get("start", 0)
         failure: Exception
         try:
@@ -91,7 +91,7 @@ class FileSystemTransport(Transport):
         raise failure
 
     def _translated(self, error: Exception) -> Exception:
-        """The ordinary error of the case, with nothing secret in it."""
+        """The error to raise in place of a file system's own, without secrets."""
         text = hide(str(error), self._url)
         if isinstance(error, FileNotFoundError):
             return FileNotFoundError(errno.ENOENT, "No such file", self.shown)

@@ -82,9 +82,9 @@ class HttpTransport(Transport):
         except TimeoutError:
             failure = Transient(f"nothing, or too little, came for {seconds:g} s")
         except aiohttp.TooManyRedirects:
-            failure = RemoteError(f"{self.shown}: redirects that do not end")
+            failure = RemoteError(f"{self.shown}: too many redirects")
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-            failure = RemoteError(f"{self.shown}: redirects to an address that is none ({type(error).__name__})")
+            failure = RemoteError(f"{self.shown}: redirects to an invalid address ({type(error).__name__})")
         except aiohttp.ClientConnectorCertificateError as error:
             failure = RemoteError(f"{self.shown}: {hide(str(error), self._url)}")
         except (aiohttp.ClientError, ConnectionError) as error:
@@ -97,7 +97,7 @@ class HttpTransport(Transport):
         return location.origin() == url.origin() or not self._fs.client_kwargs
 
     def _check(self, response: aiohttp.ClientResponse, start: int, stop: int, is_redirected: bool) -> int:
-        """Hold the head of an answer against what was asked for, and tell how many bytes follow."""
+        """Compare the headers of a response with the request, and give how many bytes follow."""
         status = response.status
         if response.history and self._url.startswith("https:") and response.url.scheme != "https":
             raise RemoteError(f"{self.shown}: redirects from https to {response.url.scheme}, which is not followed")

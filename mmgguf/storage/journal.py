@@ -138,12 +138,12 @@ def read_journal(path: str | os.PathLike[str]) -> Journal | None:
         if error.errno != errno.ELOOP:  # a link
             raise
     raise FileChangedError(
-        f"{place}: is not the journal of an edit, not this user's, or damaged; look at it before it is removed"
+        f"{place}: is damaged, belongs to another user or is not a journal of mmgguf; look at it before you remove it"
     )
 
 
 def require_settled(path: str, descriptor: int) -> None:
-    """Refuse a file whose last change in place was interrupted in the middle, and has not been settled.
+    """Refuse a file whose last edit in place was interrupted and not recovered.
 
     Nothing is asked of the system but whether there is a journal, as long as there is none.
 

@@ -93,7 +93,7 @@ class Descriptor(int):
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         # A copy would close the number a second time, when it may be another file's.
-        raise TypeError("an open file is not copied or pickled: send the GGUFFile or the Tensor")
+        raise TypeError("an open file cannot be copied or pickled: send the GGUFFile or the Tensor")
 
 
 def open_descriptor(path: str | os.PathLike[str]) -> Descriptor:

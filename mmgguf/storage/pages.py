@@ -34,7 +34,7 @@ def _address(array: npt.NDArray[np.uint8]) -> ctypes.c_void_p:
 
 @functools.cache
 def reserves_nothing() -> bool:
-    """Whether Linux takes ``MAP_NORESERVE`` as it is meant: not where it promises no more memory than there is."""
+    """Whether ``MAP_NORESERVE`` has an effect: Linux ignores it where it never overcommits memory."""
     try:
         with open("/proc/sys/vm/overcommit_memory", "rb") as file:
             return file.read().strip() != b"2"

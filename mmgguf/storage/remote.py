@@ -331,7 +331,7 @@ class RemoteFile(Storage):
         stop = min(position + step, self.size)
         if fetched + stop - position > MAX_HEADER:
             raise FormatError(
-                f"{self.path}: a header of more than {MAX_HEADER >> 20} MiB, which is not read from afar: download it"
+                f"{self.path}: a header of more than {MAX_HEADER >> 20} MiB is not read remotely: download the file"
             )
         data = _empty(stop - position)
         transport = self._connected

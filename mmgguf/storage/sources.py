@@ -185,5 +185,5 @@ def _http(url: str, source: str, options: Mapping[str, Any], transfer: Transfer,
     except ValueError:
         host = None
     if not host:
-        raise ValueError(f"{shown_url(source)}: no URL: there is no host in it")
+        raise ValueError(f"{shown_url(source)}: not a valid URL: it has no host")
     return HttpTransport(path, shown_url(source), fs, transfer, headers)

@@ -111,17 +111,17 @@ def model_layer(data: bytes, where: str) -> Layer:
     Raises
     ------
     StoreError
-        It is no manifest, has no such layer, or one whose digest is none.
+        It is not a manifest, has no such layer, or one with an invalid digest.
     """
     import json
 
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError):
-        raise StoreError(f"{where}: is no manifest: not JSON") from None
+        raise StoreError(f"{where}: not a manifest: not JSON") from None
     layers = manifest.get("layers") if isinstance(manifest, dict) else None
     if not isinstance(layers, list):
-        raise StoreError(f"{where}: is no manifest: no list of layers")
+        raise StoreError(f"{where}: not a manifest: no list of layers")
     for layer in layers:
         if isinstance(layer, dict) and layer.get("mediaType") == _MODEL_LAYER:
             digest, size = layer.get("digest"), layer.get("size")
@@ -141,7 +141,7 @@ def read_manifest(path: Path) -> Layer:
     with path.open("rb") as file:
         data = file.read(MAX_MANIFEST + 1)
     if len(data) > MAX_MANIFEST:
-        raise StoreError(f"{path}: is no manifest: longer than {MAX_MANIFEST >> 20} MiB")
+        raise StoreError(f"{path}: not a manifest: longer than {MAX_MANIFEST >> 20} MiB")
     return model_layer(data, str(path))
 
 

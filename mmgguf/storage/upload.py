@@ -20,7 +20,7 @@ ATOMIC: Final = frozenset({"s3", "s3a", "gs", "gcs", "memory"})
 
 @contextmanager
 def replacing_remote(url: str, options: Mapping[str, Any] | None = None) -> Iterator[BinaryIO]:
-    """A new object that takes the URL's place when the block ends well, and vanishes when it does not.
+    """A new object that replaces the one at the URL if the block succeeds, and is removed if it fails.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def replacing_remote(url: str, options: Mapping[str, Any] | None = None) -> Iter
 
 @contextmanager
 def _translating(url: str) -> Iterator[None]:
-    """The errors of a file system as the ordinary ones, with nothing secret in them."""
+    """Raise a file system's errors as OSError or `RemoteError`, without secrets."""
     failure: Exception
     try:
         yield
@@ -76,7 +76,7 @@ def _translating(url: str) -> Iterator[None]:
 def _translated(error: Exception, url: str, shown: str) -> Exception:
     text = hide(str(error), url)
     if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(errno.ENOENT, f"No such place ({text:.200})", shown)
+        return FileNotFoundError(errno.ENOENT, f"No such bucket or folder ({text:.200})", shown)
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         return PermissionError(errno.EACCES, f"Access refused ({text:.200})", shown)
     return RemoteError(f"{shown}: {type(error).__name__}: {text:.300}")

@@ -141,7 +141,7 @@ def _compute_buffers(model: nn.Module, device: torch.device) -> None:
         elif missing == ["embed_scale"]:
             module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
         else:
-            raise NotImplementedError(f"{path}.{missing[0]}: a buffer that is in no file, and unknown here")
+            raise NotImplementedError(f"{path}.{missing[0]}: an unknown buffer, which no file contains")
 
 
 def _apply_rope_factors(model: nn.Module, f: GGUFFile) -> None:

@@ -105,7 +105,7 @@ FAILURES: dict[str, tuple[Any, str]] = {
         ("memory://no/model.gguf", "No such file"),
         ("https:/host/model.gguf", "No such file or directory (for a URL, type https://host/model.gguf)"),
         ("nothing://host/model.gguf", "Protocol not known: nothing"),
-        ("https://", "no URL: there is no host in it"),
+        ("https://", "not a valid URL: it has no host"),
     ],
 )
 def test_a_url_is_shown_as_it_was_given(path: str, message: str) -> None:

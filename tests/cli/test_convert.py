@@ -173,7 +173,7 @@ REFUSED = {
     "no source": (["convert", "nothing.gguf", "x.safetensors"], 1, "nothing.gguf: No such file or directory"),
     "no gguf": (["convert", "old", "x.safetensors"], 1, "not a GGUF file"),
     "no safetensors": (["convert", "old", "x.gguf"], 1, "not a valid safetensors file"),
-    "exists": (["convert", "SOURCE", "old.safetensors"], 1, "old.safetensors: is there already; --force"),
+    "exists": (["convert", "SOURCE", "old.safetensors"], 1, "old.safetensors: already exists; --force"),
     "name": (["dequantize", "SOURCE", "-o", "x.npz", "-n", "nothing*"], 1, "no tensor 'nothing*'"),
     "folder": (["convert", "SOURCE", "no/x.safetensors"], 1, "no/x.safetensors: No such file or directory"),
 }

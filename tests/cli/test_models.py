@@ -61,7 +61,7 @@ def test_rows(stores: Path) -> None:
         "ollama://me/copy:latest": good,
         "ollama://hf.co/org/repo:Q4_K_M": ("llama", 1001, "MOSTLY_Q4_K_M", None),
         "ollama://zip:latest": (None, None, None, "not a GGUF file"),
-        "ollama://llama3.2:broken": (None, None, None, "is no manifest"),
+        "ollama://llama3.2:broken": (None, None, None, "not a manifest"),
         "ollama://llama3.2:gone": (None, None, None, "pull the model again"),
         "hf://org/some--repo/sub/m-Q4_K_M.gguf": good,
         "hf://org/some--repo/dangling.gguf": (None, None, None, "download incomplete?"),

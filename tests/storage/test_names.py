@@ -76,8 +76,8 @@ def test_where_ollama_keeps_its_models(tmp_path: Path, data: bytes, monkeypatch:
 
 
 BROKEN: dict[str, tuple[Callable[[Path, Path, bytes], Any], str]] = {
-    "not JSON": (lambda manifest_, blob, data: manifest_.write_bytes(b"<html>"), "is no manifest: not JSON"),
-    "deep": (lambda manifest_, blob, data: manifest_.write_bytes(b"[" * 200_000), "is no manifest: not JSON"),
+    "not JSON": (lambda manifest_, blob, data: manifest_.write_bytes(b"<html>"), "not a manifest: not JSON"),
+    "deep": (lambda manifest_, blob, data: manifest_.write_bytes(b"[" * 200_000), "not a manifest: not JSON"),
     "a list": (lambda manifest_, blob, data: manifest_.write_bytes(b"[]"), "no list of layers"),
     "huge": (lambda manifest_, blob, data: manifest_.write_bytes(b" " * (2 << 20)), "longer than 1 MiB"),
     "no model": (
@@ -173,7 +173,7 @@ def test_in_no_registry(registry: Server) -> None:
     with pytest.raises(FileNotFoundError, match=r"Not pulled, and 127.* has no such model"):
         mmgguf.open(f"ollama://{host}/library/none")
     registry.respond = lambda request: Reply(200, {}, b"<html>")
-    with pytest.raises(StoreError, match="is no manifest"):
+    with pytest.raises(StoreError, match="not a manifest"):
         mmgguf.open(f"ollama://{host}/library/llama3.2:1b")
     registry.respond = lambda request: Reply(200, {}, b" " * (3 << 20))
     with pytest.raises(RemoteError, match="at most"):
