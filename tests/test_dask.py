@@ -16,6 +16,7 @@ from mmgguf.types import LAYOUTS, GGMLType
 
 from .support.build import Build
 from .support.cases import BY_ID
+from .support.readers import joined, write_large
 from .support.server import Server, files
 
 pytest.importorskip("dask.array", reason="dask is not installed")
@@ -247,16 +248,6 @@ def test_of_a_remote_file_each_byte_is_asked_for_once(large: Path) -> None:
     assert np.array_equal(results[0]["q"].histogram.counts, mmgguf.inspect.stats(large)["q"].histogram.counts)
 
 
-def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Neighbours as one range; what overlaps stays."""
-    result: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        if result and result[-1][1] == start:
-            start = result.pop()[0]
-        result.append((start, stop))
-    return result
-
-
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
 @pytest.mark.parametrize("storage", ["mmap", "read"])
 def test_of_a_cold_file_no_more_than_a_part_is_read(storage: Any, large: Path, tmp_path: Path) -> None:
@@ -305,29 +296,13 @@ def test_a_bad_file_is_a_record(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_graph_of_large_proportions_has_one_task_a_chunk(tmp_path: Path) -> None:
-    """80 layers of 9 tensors as in a model of 70B parameters: a sparse file, of which only the header is read."""
-    shapes = [(8192, 8192)] * 4 + [(28672, 8192)] * 3 + [(8192,)] * 2
-    path = tmp_path / "large.gguf"
-    block = LAYOUTS[GGMLType.Q4_K]
-    infos = {f"blk.{i}.{j}": shape for i in range(80) for j, shape in enumerate(shapes)}
-    header, offset = write_sparse_header(infos), 0
-    for shape in infos.values():
-        offset += (block.nbytes(shape) + 31) // 32 * 32
-    with path.open("wb") as file:
-        file.write(header)
-        file.truncate((len(header) + 31) // 32 * 32 + offset)
+    path = write_large(tmp_path / "large.gguf")
     arrays = from_gguf(path)
     # 128 MiB of float32 are 4096 rows of 8192.
     assert [array.npartitions for array in list(arrays.values())[:9]] == [2] * 4 + [7] * 3 + [1] * 2
     assert sum(array.npartitions for array in arrays.values()) == 80 * 31
-
-
-def write_sparse_header(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    build, offset = Build().start(len(shapes), 0), 0
-    for name, shape in shapes.items():
-        build.tensor(name.encode(), shape[::-1], int(GGMLType.Q4_K), offset)
-        offset += (LAYOUTS[GGMLType.Q4_K].nbytes(shape) + 31) // 32 * 32
-    return bytes(build)
+    # 36 and 126 MiB of stored data in pieces of at most 32 MiB, and a task that puts them together.
+    assert [len(one.dask) for one in list(stats(path).values())[:9]] == [3] * 4 + [5] * 3 + [1] * 2
 
 
 # ---------------------------------------------------------------- hostile sources

@@ -17,9 +17,12 @@ import pytest
 import mmgguf
 from mmgguf import GGMLType
 from mmgguf.errors import ClosedError, FileChangedError
+from mmgguf.storage import remote
 
 from .support.cases import random_tensor
 from .support.interleave import steps, with_change_at
+from .support.readers import bytes_of, each_once, tag_requests, write_model
+from .support.server import Server, files
 from .test_file import write_split
 
 STORAGES = pytest.mark.parametrize("storage", ["mmap", "read"])
@@ -380,3 +383,50 @@ def test_closing_at_any_step_of_a_call(name: str, storage: Any, tmp_path: Path) 
         with pytest.raises(ClosedError):
             f.metadata["numbers"]
     assert outcomes == {"done", "closed"}
+
+
+# ---------------------------------------------------------------- many readers of one remote file
+
+
+@pytest.mark.slow
+def test_four_processes_ask_a_server_for_each_byte_once(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.gguf")
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        Server(files({"/model.gguf": model.read_bytes()})) as server,
+        mmgguf.open(server.url + "/model.gguf") as f,
+        ProcessPoolExecutor(4, mp_context=spawn, initializer=start_together, initargs=(spawn.Barrier(4),)) as pool,
+    ):
+        first = min(tensor.file_offset for tensor in f.values())
+        server.requests.clear()
+        parts = list(pool.map(load_quarter, [f] * 4, range(4)))
+        headers = each_once(server, f.values())
+        asked = bytes_of(server, header=first)
+        assert sum(len(part) for part in parts) == sum(tensor.nbytes for tensor in f.values())
+    # Nobody reads more than its own.
+    assert sorted(asked.values()) == sorted(len(part) for part in parts)
+    # Each parses the header for itself, and stops a step behind it at most.
+    assert headers <= 4 * (first + remote.FIRST_STEP)
+    with mmgguf.open(model) as expected:
+        pieces = [iter(split(part, rank, expected)) for rank, part in enumerate(parts)]
+        for tensor in expected.values():
+            assert b"".join(next(one) for one in pieces) == tensor.data.tobytes()
+
+
+def start_together(barrier: Any) -> None:
+    tag_requests()
+    barrier.wait(60)  # so that each process gets one of the tasks
+
+
+def load_quarter(f: mmgguf.GGUFFile, rank: int) -> bytes:
+    return b"".join(tensor.partition(rank, 4).tobytes() for tensor in f.values())
+
+
+def split(part: bytes, rank: int, f: mmgguf.GGUFFile) -> list[bytes]:
+    """What a rank loaded, tensor by tensor."""
+    pieces, start = [], 0
+    for tensor in f.values():
+        nbytes = tensor.partition(rank, 4).nbytes
+        pieces.append(part[start : start + nbytes])
+        start += nbytes
+    return pieces

@@ -446,7 +446,11 @@ class LocalReference(Reference):
         file = LOCAL_KINDS[self.kind](self.path, self.mode)
         try:
             file.header_nbytes = self.identity.header_nbytes
+            if not header:  # nor is what the kernel would read ahead behind it
+                LocalFile.advise(file, "random")
             require_identity(file, self.identity)
+            if not header:
+                LocalFile.advise(file, "normal")
         except BaseException:
             file.close()
             raise
