@@ -15,8 +15,9 @@ from typing import Final
 import numpy as np
 
 from ..errors import FormatError, TruncatedError, shown
-from ..types import LAYOUTS, GGMLType, byte_order_character
-from .header import Header, TensorInfo
+from ..types import LAYOUTS, GGMLType
+from .header import Header, TensorInfo, TensorInfos
+from .records import Records
 
 __all__ = ["MAX_INT", "check_data", "is_sound", "shape_problem"]
 
@@ -24,51 +25,50 @@ __all__ = ["MAX_INT", "check_data", "is_sound", "shape_problem"]
 MAX_INT: Final = (1 << 63) - 1
 #: Block size and type size by id.
 _SIZES: Final[dict[int, tuple[int, int]]] = {int(t): (row.block_size, row.type_size) for t, row in LAYOUTS.items()}
-#: The same as tables for numpy, by id; 0 where there is no such type.
-_BLOCK_SIZES: Final = np.zeros(max(_SIZES) + 1, np.int64)
-_TYPE_SIZES: Final = np.zeros(max(_SIZES) + 1, np.int64)
+#: The same as tables for numpy, by id; 0 where there is no such type, and at the end for all that follow.
+_BLOCK_SIZES: Final = np.zeros(max(_SIZES) + 2, np.int64)
+_TYPE_SIZES: Final = np.zeros(max(_SIZES) + 2, np.int64)
 for _id, _row in _SIZES.items():
     _BLOCK_SIZES[_id], _TYPE_SIZES[_id] = _row
 
 
-def is_sound(header: Header, stored: list[list[bytes]], size: float) -> bool:
+def is_sound(infos: TensorInfos, header: Header, records: Records, size: float) -> bool:
     """Whether all tensors are certainly valid in a file of `size` bytes: `check_data` for all at once, in numpy.
 
-    `stored` has the bytes that follow n_dims in each tensor info, by n_dims.  False also where only numbers of any
-    size could tell.
+    False also where only numbers of any size could tell.
     """
-    order, ne = byte_order_character(header.byte_order), header.length_size
-    starts, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for n_dims, infos in enumerate(stored):
-        if not infos:
-            continue
-        fields = [("ne", f"{order}u{ne}", (n_dims,)), ("type", f"{order}u4"), ("offset", f"{order}u8")]
-        table = np.frombuffer(b"".join(infos), fields)
-        types, shapes = table["type"], table["ne"]
-        if types.max() >= len(_BLOCK_SIZES) or table["offset"].max() > size:
-            return False
-        block_size = _BLOCK_SIZES[types]
-        # As floats these cannot overflow, and up to 2**48 they are exact.
-        elements = shapes.prod(axis=1, dtype=np.float64)
-        if elements.max() > 1 << 48 or not elements.all() or not block_size.all():
-            return False
-        if n_dims and (shapes[:, 0] % block_size.astype(np.uint64)).any():
-            return False
-        if not n_dims and (block_size > 1).any():
-            return False
-        starts.append(table["offset"].astype(np.int64))
-        sizes.append(elements.astype(np.int64) // block_size * _TYPE_SIZES[types])
-    start = np.concatenate(starts)
-    by_place = start.argsort()
-    start, end = start[by_place], (start + np.concatenate(sizes))[by_place]
-    return bool(
-        not len(start)
-        or (
-            (start % header.alignment == 0).all()
-            and (start[1:] >= end[:-1]).all()
-            and end[-1] <= size - header.data_offset
-        )
-    )
+    if not infos:
+        return True
+    stored, places = infos.places()
+    words, width = records.numbers_of(stored, 4), records.width
+    sizes = records.numbers_of(stored, width)
+    n_dims = words[places].astype(np.intp)
+    tails = places + (4 + width * n_dims)
+    types = words[tails]
+    block_size = _BLOCK_SIZES.take(types, mode="clip")
+    if np.count_nonzero(block_size) < len(types):
+        return False
+    # As floats these cannot overflow, and up to 2**48 they are exact.
+    elements, row = np.ones(len(types)), np.ones(1)
+    for axis in range(n_dims.max()):
+        ne = sizes[places + (4 + width * axis)]  # where there is no such axis, something else
+        has_axis = n_dims > axis
+        if np.count_nonzero(has_axis) < len(types):
+            ne = np.where(has_axis, ne, 1)
+        elements *= ne
+        row = row if axis else ne
+    if elements.max() > 1 << 48 or elements.min() < 1 or np.count_nonzero(row.astype(np.int64) % block_size):
+        return False
+    start = records.numbers_of(stored, 8)[tails + 4].astype(np.int64)
+    nbytes = elements.astype(np.int64) // block_size * _TYPE_SIZES.take(types, mode="clip")
+    if np.count_nonzero(start[1:] < start[:-1]):
+        by_place = start.argsort()
+        start, nbytes = start[by_place], nbytes[by_place]
+    # Offsets of 2**63 and more are negative here.
+    if start[0] < 0 or start[-1] > min(size, 1 << 62) or np.count_nonzero(start & header.alignment - 1):
+        return False
+    end = start + nbytes
+    return bool(end[-1] <= size - header.data_offset) and not np.count_nonzero(start[1:] < end[:-1])
 
 
 def shape_problem(ne: Sequence[int], type_id: int) -> str | None:

@@ -30,16 +30,17 @@ Where this reader is not as the specification says, and why:
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import UnknownTypeError, shown
 from ..types import ByteOrder, GGMLType, Layout, UnknownType, ValueType, layout_of
 from .metadata import Metadata
+from .records import Records
 from .strings import encoded_size
 from .values import NUMBERS
 
@@ -110,22 +111,25 @@ class TensorInfos(Mapping[str, TensorInfo]):
     Parameters
     ----------
     infos : dict
-        By name: the bytes that follow n_dims.  Owned from now on.
-    layouts : list of struct.Struct
-        By n_dims: what these bytes are.
+        By name: where in `stored` the n_dims are.  Owned from now on.
+    stored : bytes
+        The tensor infos as the file has them, one after another, and 64 bytes more.
+    records : Records
+        How the file stores its fields.
     """
 
-    __slots__ = ("_infos", "_layouts", "_offset")
+    __slots__ = ("_infos", "_records", "_stored")
 
-    def __init__(self, infos: dict[str, bytes | TensorInfo], layouts: list[struct.Struct]) -> None:
+    def __init__(self, infos: dict[str, int | TensorInfo], stored: bytes, records: Records) -> None:
         self._infos = infos
-        self._layouts = {layout.size: layout.unpack for layout in layouts}
-        self._offset: Final = np.dtype(">u8" if layouts[0].format.startswith(">") else "<u8")
+        self._stored = stored
+        self._records = records
 
     def __getitem__(self, name: str) -> TensorInfo:
         info = self._infos[name]
-        if type(info) is bytes:
-            *ne, type_id, offset = self._layouts[len(info)](info)
+        if type(info) is int:
+            (n_dims,) = self._records.u32.unpack_from(self._stored, info)
+            *ne, type_id, offset = self._records.info_tails[n_dims].unpack_from(self._stored, info + 4)
             # Two threads may both come here; their records are equal.
             type_ = _GGML_TYPES[type_id] if type_id in _GGML_TYPES else UnknownType(type_id)
             info = self._infos[name] = TensorInfo(name, tuple(ne), type_, offset)
@@ -153,15 +157,22 @@ class TensorInfos(Mapping[str, TensorInfo]):
             made = list(self.values())
             sizes = [info.nbytes if layout_of(info.type) else None for info in made]
             return list(self), sizes, [info.offset for info in made]
-        stored = cast(list[bytes], infos)
-        heads = [info[:-8] for info in stored]
+        stored, places = self.places()
+        records = self._records
+        tails = places + 4 + records.width * records.numbers_of(stored, 4)[places].astype(np.intp)
+        heads = [stored[start : stop + 4] for start, stop in zip(places.tolist(), tails.tolist(), strict=True)]
         nbytes: dict[bytes, int | None] = {}
         for head in set(heads):
-            *ne, type_id, _ = self._layouts[len(head) + 8](head + bytes(8))
+            (n_dims,) = records.u32.unpack_from(head)
+            *ne, type_id, _ = records.info_tails[n_dims].unpack_from(head + bytes(8), 4)
             layout = layout_of(type_id)
             nbytes[head] = None if layout is None else layout.nbytes(tuple(ne[::-1]))
-        offsets = np.frombuffer(b"".join([info[-8:] for info in stored]), self._offset).tolist()
+        offsets = records.numbers_of(stored, 8)[tails + 4].tolist()
         return list(self._infos), [nbytes[head] for head in heads], offsets
+
+    def places(self) -> tuple[bytes, npt.NDArray[np.intp]]:
+        """The tensor infos as the file has them, and where in these each n_dims is; before any record is made."""
+        return self._stored, np.array(list(self._infos.values()), np.intp)
 
 
 @dataclass(frozen=True, slots=True)

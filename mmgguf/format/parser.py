@@ -6,23 +6,26 @@ the least that one item can take.
 
 from __future__ import annotations
 
-import struct
 from typing import Any, Final
 
 from ..errors import DuplicateKeyError, FormatError, NotGGUFError, TruncatedError, VersionError, shown
-from ..types import ByteOrder, ValueType, align, byte_order_character
+from ..types import ByteOrder, ValueType, align
 from .checks import check_data, is_sound
 from .constants import DEFAULT_ALIGNMENT, LEGACY_MAGICS, MAGIC, MAGIC_REVERSED, MAX_DIMS, MAX_DIMS_READ, MAX_STRING_SIZE
 from .header import Header, TensorInfo, TensorInfos
+from .infos import ordinary_infos
 from .metadata import ArrayInfo, ArraySource, Metadata, RetainedArrays
+from .records import records_of
 from .seeker import DEFAULT_BUFFER_SIZE, BufferedSeeker
-from .strings import Chain, decode, encoded_size, scan
+from .strings import decode, encoded_size, scan
 from .values import NUMBERS
 
 __all__ = ["parse_header"]
 
 _VERSIONS: Final = (1, 2, 3)
 _READABLE: Final = "versions 1, 2 and 3 can be read"
+#: Bytes that a tensor info takes, with something to spare.
+_ORDINARY: Final = 96
 _VALUE_TYPES: Final[dict[int, ValueType]] = {int(t): t for t in ValueType}
 
 
@@ -66,16 +69,8 @@ class _Parser:
         self.path = path
         self.retained = source if isinstance(source, RetainedArrays) else None
         self.version, self.byte_order = self._version()
-        order = byte_order_character(self.byte_order)
-        width = 4 if self.version == 1 else 8
-        self.chain = Chain(self.byte_order, width)
-        self.u32 = struct.Struct(order + "I")
-        self.size_t = self.chain.prefix
-        self.array_head = struct.Struct(order + "I" + ("I" if width == 4 else "Q"))
-        self.numbers = {type_: struct.Struct(order + row.code) for type_, row in NUMBERS.items()}
-        ne = "I" if self.version == 1 else "Q"
-        # What follows n_dims in a tensor info: ne, ggml type, offset.
-        self.info_tails = [struct.Struct(f"{order}{n}{ne}IQ") for n in range(MAX_DIMS_READ + 1)]
+        self.records = records = records_of(self.byte_order, 4 if self.version == 1 else 8)
+        self.chain, self.size_t, self.u32 = records.chain, records.size_t, records.u32
 
     def _version(self) -> tuple[int, ByteOrder]:
         size = self.seeker.size
@@ -111,10 +106,10 @@ class _Parser:
         self.require(tensor_count, width + 16, "tensor count")
         metadata = self.metadata(kv_count)
         alignment = self.alignment(metadata)
-        infos, stored, nbytes = self.tensor_infos(tensor_count)
+        infos, nbytes = self.tensor_infos(tensor_count)
         data_offset = align(nbytes, alignment)
         header = Header(self.version, self.byte_order, metadata, infos, alignment, data_offset, nbytes)
-        if not is_sound(header, stored, size):
+        if not is_sound(infos, header, self.records, size):
             check_data(header, size)
         return header
 
@@ -171,18 +166,18 @@ class _Parser:
             return self.string(what)
         if type_ is ValueType.ARRAY:
             return self.array(what)
-        return self.seeker.unpack(self.numbers[type_], what)[0]
+        return self.seeker.unpack(self.records.numbers[type_], what)[0]
 
     def array(self, what: str) -> ArrayInfo:
         seeker = self.seeker
-        number, count = seeker.unpack(self.array_head, what)
+        number, count = seeker.unpack(self.records.array_head, what)
         offset = seeker.tell()
         element_type = _VALUE_TYPES.get(number)
         if element_type is None:
-            where = offset - self.array_head.size
+            where = offset - self.records.array_head.size
             raise FormatError(f"{what}: element: value type {number} at byte {where}, the last one is 12")
         if element_type is ValueType.ARRAY:
-            where = offset - self.array_head.size
+            where = offset - self.records.array_head.size
             raise FormatError(f"{what}: array of arrays at byte {where}; ggml refuses these too")
         is_string = element_type is ValueType.STRING
         least = self.size_t.size if is_string else NUMBERS[element_type].dtype.itemsize
@@ -211,29 +206,47 @@ class _Parser:
             raise FormatError(f"{key}: {alignment} is not a power of two")
         return alignment
 
-    def tensor_infos(self, count: int) -> tuple[TensorInfos, list[list[bytes]], int]:
-        """The tensor infos by name, what is stored of them by n_dims, and where in the file they end.
+    def tensor_infos(self, count: int) -> tuple[TensorInfos, int]:
+        """The tensor infos by name, and where in the file they end.
 
-        Parsed from what the seeker has buffered, in place: one call per buffer instead of one per field.
+        Parsed from what the seeker has buffered, in place: as many at a time as look alike, the others one by one.
         """
-        seeker, size_t, u32 = self.seeker, self.size_t.unpack_from, self.u32.unpack_from
-        width, sizes = self.size_t.size, [4 + tail.size for tail in self.info_tails]
-        longest, limit = sizes[MAX_DIMS], seeker.size
-        infos: dict[str, bytes | TensorInfo] = {}
-        stored: list[list[bytes]] = [[] for _ in sizes]
+        seeker, records = self.seeker, self.records
+        size_t, u32 = records.size_t.unpack_from, records.u32.unpack_from
+        width, limit = records.width, seeker.size
+        sizes = [16 + n * width for n in range(MAX_DIMS_READ + 1)]
+        longest = sizes[MAX_DIMS]
+        infos: dict[str, int | TensorInfo] = {}
+        parsed: list[bytes] = []
         buffer, position, origin = b"", 0, seeker.tell()
+        beginning, is_new = origin, False
 
         def fetch(needed: int) -> None:
-            # Drops what was parsed; afterwards `needed` bytes are there from position 0.
-            nonlocal buffer, position, origin
+            # Puts aside what was parsed; afterwards `needed` bytes are there from position 0.
+            nonlocal buffer, position, origin, is_new
             rest = buffer[position:]
+            parsed.append(buffer[:position])
             origin += position
-            more = max(needed - len(rest), seeker.buffered)
-            buffer, position = rest + seeker.read(more, f"tensor info {len(infos)} of {count}"), 0
+            left, what = count - len(infos), f"tensor info {len(infos)} of {count}"
+            more = max(needed - len(rest), min(seeker.buffered, left * _ORDINARY))
+            buffer, position = rest + seeker.read(more, what), 0
+            is_new = True
 
-        for number in range(count):
+        while (number := len(infos)) < count:
             if position + width > len(buffer):
                 fetch(width)
+            if is_new:
+                several, stop = ordinary_infos(buffer, position, count - number, records)
+                if several and not infos:
+                    infos.update(several)  # `origin` is `beginning` still
+                    position = stop
+                    continue
+                if several and infos.keys().isdisjoint(several):
+                    before = origin - beginning
+                    infos.update((name, before + end) for name, end in several.items())
+                    position = stop
+                    continue
+                is_new = False  # once for each buffer: where many are odd, little is done twice
             (length,) = size_t(buffer, position)
             if length > limit:
                 raise TruncatedError(
@@ -250,7 +263,7 @@ class _Parser:
             if end + longest > len(buffer):
                 fetch(width + length + 4)
                 end = width + length
-            name = buffer[end - length : end].decode("utf-8", "surrogateescape")
+            name = decode(buffer[end - length : end])
             (n_dims,) = u32(buffer, end)
             if n_dims > MAX_DIMS_READ:
                 raise FormatError(
@@ -265,7 +278,8 @@ class _Parser:
                 raise FormatError(
                     f"{shown(name)}: two tensors of that name (second tensor info at byte {origin + position})"
                 )
-            infos[name] = info = buffer[end + 4 : stop]
-            stored[n_dims].append(info)
+            infos[name] = origin - beginning + end
             position = stop
-        return TensorInfos(infos, self.info_tails), stored, origin + position
+        # With something behind, so that all dimensions that there may be can be looked at in each.
+        parsed += buffer[:position], bytes(8 * MAX_DIMS_READ)
+        return TensorInfos(infos, b"".join(parsed), records), origin + position
