@@ -1,7 +1,8 @@
 """JAX arrays of a GGUF file.
 
+>>> import jax.numpy as jnp
 >>> from mmgguf.jax import load_file
->>> params = load_file("model.gguf", dtype=jnp.bfloat16)  # doctest: +SKIP
+>>> params = load_file("model.gguf", dtype=jnp.bfloat16)
 
 On the CPU an array shares memory with the mapped file if its data begins at a multiple of 64 bytes, which is what
 XLA asks for; GGUF's default alignment is 32, so about half of a file's tensors are copied by JAX.  A file written with
@@ -53,9 +54,10 @@ class PackedArray:
 
     Examples
     --------
-    >>> params = mmgguf.jax.load_file("model.gguf", dequantize=False)  # doctest: +SKIP
-    >>> embed = jax.jit(lambda packed, ids: packed[ids].dequantize(dtype=jnp.bfloat16))  # doctest: +SKIP
-    >>> embed(params["token_embd.weight"], ids)  # only these rows become numbers  # doctest: +SKIP
+    >>> params = mmgguf.jax.load_file("model.gguf", dequantize=False)
+    >>> embed = jax.jit(lambda packed, ids: packed[ids].dequantize(dtype=jnp.bfloat16))
+    >>> embed(params["token_embd.weight"], jnp.array([5, 1])).shape  # only these rows become numbers
+    (2, 256)
     """
 
     data: jax.Array

@@ -1,7 +1,7 @@
 """Every public function has an example in its docstring, and all examples run, beside a small ``model.gguf``.
 
 An example sees its module's names, `mmgguf` and `np`.  One line is not run if it says ``# doctest: +SKIP``: where it
-needs another device, or a model that is none of this small one's kind.
+needs a whole model, from which transformers could generate text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """PyTorch: the tensors of a GGUF file, packed weights that stay packed, and models of transformers from one file.
 
+>>> import torch
 >>> from mmgguf.torch import from_gguf, load_file
->>> state = load_file("model.gguf", dtype=torch.bfloat16)  # doctest: +SKIP
+>>> state = load_file("model.gguf", dtype=torch.bfloat16)
 >>> model = from_gguf("model.gguf")  # weights stay packed, in the mapped file  # doctest: +SKIP
 
 torch has no read-only tensors: it would write to a read-only mapping all the same, and the process would die of it.

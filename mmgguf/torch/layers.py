@@ -63,9 +63,10 @@ class QuantizedLinear(_PackedState, nn.Linear):
 
     Examples
     --------
-    >>> packed = mmgguf.torch.load_file("model.gguf", dequantize=False)  # doctest: +SKIP
-    >>> layer = QuantizedLinear(packed["blk.0.ffn_up.weight"])  # doctest: +SKIP
-    >>> layer(torch.ones(1, layer.in_features))  # doctest: +SKIP
+    >>> packed = mmgguf.torch.load_file("model.gguf", dequantize=False)
+    >>> layer = QuantizedLinear(packed["token_embd.weight"])
+    >>> layer(torch.ones(3, layer.in_features)).shape
+    torch.Size([3, 8])
     """
 
     def __init__(self, weight: PackedTensor, bias: torch.Tensor | None = None) -> None:

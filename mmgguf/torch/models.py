@@ -100,9 +100,9 @@ def load_model(
 
     Examples
     --------
-    >>> with torch.device("meta"):  # doctest: +SKIP
-    ...     module = MyModel()
-    >>> load_model(module, "model.gguf", rename="hf", quantized=True)  # doctest: +SKIP
+    >>> with torch.device("meta"):
+    ...     module = torch.nn.Embedding(8, 256)
+    >>> load_model(module, "model.gguf", names="token_embd.*", rename={"token_embd.weight": "weight"}, assign=True)
     <All keys matched successfully>
     """
     if dtype is not None and not (assign or quantized):

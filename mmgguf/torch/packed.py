@@ -46,9 +46,10 @@ class PackedTensor(torch.Tensor):
 
     Examples
     --------
-    >>> state = mmgguf.torch.load_file("model.gguf", dequantize=False)  # doctest: +SKIP
-    >>> packed = state["token_embd.weight"].to("cuda")  # doctest: +SKIP
-    >>> packed[ids].dequantize(dtype=torch.bfloat16)  # only these rows, on the device  # doctest: +SKIP
+    >>> state = mmgguf.torch.load_file("model.gguf", dequantize=False)
+    >>> packed = state["token_embd.weight"].to("cuda" if torch.cuda.is_available() else "cpu")
+    >>> packed[torch.tensor([5, 1])].dequantize(dtype=torch.bfloat16).shape  # only these rows, on the device
+    torch.Size([2, 256])
     """
 
     ggml_type: GGMLType
@@ -223,8 +224,9 @@ def dequantize(
 
     Examples
     --------
-    >>> packed = mmgguf.torch.load_file("model.gguf", dequantize=False)["output.weight"]  # doctest: +SKIP
-    >>> mmgguf.torch.dequantize(packed.to("cuda"), dtype=torch.bfloat16)  # doctest: +SKIP
+    >>> packed = mmgguf.torch.load_file("model.gguf", dequantize=False)["token_embd.weight"]
+    >>> mmgguf.torch.dequantize(packed, dtype=torch.bfloat16).shape
+    torch.Size([8, 256])
     """
     if not isinstance(packed, PackedTensor):
         raise TypeError(f"packed must be a PackedTensor, got {type(packed).__name__}")
