@@ -35,6 +35,7 @@ PUBLIC = [
     "mmgguf.report",
     "mmgguf.safetensors",
     "mmgguf.torch",
+    "mmgguf.torch.distributed",
     "mmgguf.types",
 ]
 #: Packages that adapters need.

@@ -37,7 +37,7 @@ import numpy.typing as npt
 from ..errors import ClosedError, FileChangedError
 from .base import Access, Mode, Reference, Shape, Storage, StorageKind
 from .journal import require_settled
-from .pages import NO_RESERVE, PAGE, count_resident, lock_pages, reserves_nothing
+from .pages import NO_RESERVE, PAGE, count_resident, lock_pages, map_range, reserves_nothing
 
 __all__ = [
     "LOCAL_KINDS",
@@ -320,6 +320,16 @@ class MappedFile(LocalFile):
         """
         self.require_unchanged()
         return MappedFile(self.path, "c", Descriptor(os.dup(self.descriptor)))
+
+    def window(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """A range of the file in a copy-on-write mapping of its own, which goes away with the last view of it.
+
+        For who uses a small part of a file: a fault brings no pages from outside the range.  Nor does it read ahead:
+        whoever wants all of a range has it prefetched.
+        """
+        self.require_unchanged()
+        array = map_range(self.descriptor, offset, nbytes)
+        return self.writable_array(offset, (nbytes,), np.dtype(np.uint8)) if array is None else array
 
     def advise(self, access: Access) -> None:
         super().advise(access)

@@ -1,4 +1,4 @@
-"""What Python's mmap does not offer of the system: locking pages, and telling which are in memory."""
+"""What Python's mmap does not offer: locking pages, telling which are in memory, mapping many ranges of one file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import functools
 import mmap
 import os
 import sys
+import weakref
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NO_RESERVE", "PAGE", "count_resident", "lock_pages", "reserves_nothing"]
+__all__ = ["NO_RESERVE", "PAGE", "count_resident", "lock_pages", "map_range", "reserves_nothing"]
 
 PAGE: Final = mmap.PAGESIZE
 #: Older versions of Python lack the name; the number is that of these machines.
@@ -69,3 +70,28 @@ def count_resident(base: npt.NDArray[np.uint8], offset: int, nbytes: int) -> int
     if pages[-1]:
         total -= last * PAGE - (offset + nbytes)
     return total
+
+
+def map_range(descriptor: int, offset: int, nbytes: int) -> npt.NDArray[np.uint8] | None:
+    """Map a range of a file copy-on-write, as an array that unmaps it with the last view; None where that cannot be.
+
+    Not by `mmap.mmap`: before Python 3.13 each of its mappings keeps a descriptor open, and a model has more tensors
+    than a process may have of these.
+    """
+    libc = _libc()
+    if libc is None or not nbytes or sys.maxsize < 1 << 32:
+        return None
+    start = offset - offset % mmap.ALLOCATIONGRANULARITY
+    length = offset + nbytes - start
+    libc.mmap.restype = ctypes.c_void_p
+    protection, size, place = mmap.PROT_READ | mmap.PROT_WRITE, ctypes.c_size_t(length), ctypes.c_int64(start)
+    address = libc.mmap(None, size, protection, mmap.MAP_PRIVATE | NO_RESERVE, int(descriptor), place)
+    if address in (None, ctypes.c_void_p(-1).value):
+        return None  # perhaps a limit on the number of mappings
+    if hasattr(mmap, "MADV_RANDOM"):  # or a fault reads ahead, beyond the range
+        libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), mmap.MADV_RANDOM)
+    memory = (ctypes.c_ubyte * length).from_address(address)
+    # The array holds `memory`, and so does each view of it.  At exit the system unmaps, after whatever still reads.
+    weakref.finalize(memory, libc.munmap, ctypes.c_void_p(address), ctypes.c_size_t(length)).atexit = False
+    array: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8)  # type: ignore[call-overload]  # a buffer
+    return array[offset - start :]

@@ -19,7 +19,7 @@ from .models import fill
 from .names import plan_for
 from .origins import Plan
 
-__all__ = ["from_gguf"]
+__all__ = ["check_numbers", "empty_model", "finish", "from_gguf"]
 
 
 def from_gguf(
@@ -73,25 +73,13 @@ def from_gguf(
     >>> model = mmgguf.torch.from_gguf("SmolLM2-135M-Instruct.Q4_1.gguf")  # doctest: +SKIP
     >>> model.generate(ids, max_new_tokens=20)  # doctest: +SKIP
     """
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise MissingExtraError("transformers", "transformers") from None
-
     dtype = dtype or torch.float32
     numpy_dtype(dtype)
     # Read-only: what is copied is read through this mapping, and its pages are given back.
     with opened(source, mode="r") as f:
-        model_type, fields = configuration(f)
-        with _refusals(f):
-            config = transformers.AutoConfig.for_model(model_type, **fields, dtype=dtype)
-            with torch.device("meta"):
-                make: Any = transformers.AutoModelForCausalLM.from_config
-                model = make(config, dtype=dtype)
+        model = empty_model(f, dtype)
         plan = plan_for(model, f, f)
-        _check_numbers(f, plan)
+        check_numbers(f, plan)
         fill(
             model,
             f,
@@ -103,14 +91,38 @@ def from_gguf(
             device=device,
             progress=progress,
         )
-        with _refusals(f):
-            _compute_buffers(model, torch.device(device))
-        _apply_rope_factors(model, f)
-        _set_generation(model, f)
-    return model.eval()
+        finish(model, f, torch.device(device))
+    return model
 
 
-def _check_numbers(f: GGUFFile, plan: Plan) -> None:
+def empty_model(f: GGUFFile, dtype: torch.dtype) -> Any:
+    """The model that a file describes, on the device "meta"; see `from_gguf`."""
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise MissingExtraError("transformers", "transformers") from None
+
+    model_type, fields = configuration(f)
+    with _refusals(f):
+        config = transformers.AutoConfig.for_model(model_type, **fields, dtype=dtype)
+        with torch.device("meta"):
+            make: Any = transformers.AutoModelForCausalLM.from_config
+            return make(config, dtype=dtype)
+
+
+def finish(model: Any, f: GGUFFile, device: torch.device) -> None:
+    """Make a model whose weights are filled ready to generate."""
+    with _refusals(f):
+        _compute_buffers(model, device)
+    _apply_rope_factors(model, f)
+    _set_generation(model, f)
+    model.eval()
+
+
+def check_numbers(f: GGUFFile, plan: Plan) -> None:
+    """Raise for integers in place of weights."""
     for origins in plan.values():
         for origin in origins:
             tensor = f[origin.name]

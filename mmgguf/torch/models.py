@@ -108,12 +108,17 @@ def load_model(
     if dtype is not None and not (assign or quantized):
         raise ValueError("dtype needs assign=True or quantized=True: in place, the module's own dtypes decide")
     with opened(source, mode="r" if quantized else "c") as f:
-        if rename == "hf":
-            plan = plan_for(module, f, select(f, names))
-        else:
-            plan = _renamed(f, rename, names)
-            _warn_of_permuted_rows(f, plan)
+        plan = plan_of(module, f, rename, names)
         return fill(module, f, plan, strict=strict, assign=assign, quantized=quantized, dtype=dtype, progress=progress)
+
+
+def plan_of(module: nn.Module, f: GGUFFile, rename: Rename, names: Names, *, stacklevel: int = 4) -> Plan:
+    """What fills which key of a module, by its `rename`; see `load_model`."""
+    if rename == "hf":
+        return plan_for(module, f, select(f, names))
+    plan = _renamed(f, rename, names)
+    _warn_of_permuted_rows(f, plan, stacklevel)
+    return plan
 
 
 def _renamed(f: GGUFFile, rename: Any, names: Names) -> Plan:
@@ -134,7 +139,7 @@ def _rename(rename: Mapping[str, str] | Callable[[str], str | None] | None, name
     return rename.get(name, name) if isinstance(rename, Mapping) else rename(name)
 
 
-def _warn_of_permuted_rows(f: GGUFFile, plan: Plan) -> None:
+def _warn_of_permuted_rows(f: GGUFFile, plan: Plan, stacklevel: int) -> None:
     key = next((key for key in plan if _HUGGING_FACE_QK.search(key)), None)
     architecture = f.metadata.get("general.architecture")
     if key is not None and isinstance(architecture, str) and architecture in PERMUTED:
@@ -142,7 +147,7 @@ def _warn_of_permuted_rows(f: GGUFFile, plan: Plan) -> None:
             f"{f.path}: {shown(plan[key][0].name)} fills {shown(key)}, but for the architecture {architecture} the "
             "rows of q and k are in llama.cpp's order in the file: a model of transformers computes wrong results with "
             'them (rename="hf" puts them back)',
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
@@ -164,9 +169,9 @@ def fill(
     What is assigned or packed goes to `device`.  With `tie`, parameters that were one stay one where they are assigned.
     """
     targets = module.state_dict()
-    ties = _ties(module) if quantized or tie else {}
+    ties = ties_of(module) if quantized or tie else {}
     shapes = {key: shape_of(f, origins) for key, origins in plan.items()}
-    result = _check_state(module, targets, shapes, ties, strict, assign or quantized)
+    result = check_state(module, targets, shapes, ties, strict, assign or quantized)
     wanted = {key: origins for key, origins in plan.items() if key in targets}
     filler = _Filler(module, f, wanted, ties, Tensors(f, dtype=dtype, device=device), dtype, assign, quantized)
     keys = {origin.name: key for key, origins in wanted.items() for origin in origins}
@@ -194,7 +199,7 @@ class _Filler:
         self._module, self._file, self._plan, self._ties = module, f, plan, ties
         self._tensors, self._dtype, self._assign, self._quantized = tensors, dtype, assign, quantized
         #: What the keys that get packed weights belong to.
-        self._packable = _packable(module, f, plan) if quantized else {}
+        self._packable = packable(module, f, plan) if quantized else {}
         self._state: dict[str, torch.Tensor] = {}
         self._done: set[str] = set()
 
@@ -220,7 +225,7 @@ class _Filler:
         self._module.load_state_dict(self._state, strict=False, assign=True)
         for key in self._state:
             for other in self._ties.get(key, ()):
-                owner, name = _owner(self._module, other)
+                owner, name = owner_of(self._module, other)
                 setattr(owner, name, self._module.get_parameter(key))
 
     def _new(self, origins: tuple[Origin, ...]) -> torch.Tensor:
@@ -241,7 +246,7 @@ class _Filler:
         for place in (key, *self._ties.get(key, ())):
             owner_path = place.rpartition(".")[0]
             owner = self._module.get_submodule(owner_path)
-            self._module.set_submodule(owner_path, _layer(owner, packed, self._dtype or owner.weight.dtype))
+            self._module.set_submodule(owner_path, layer_for(owner, packed, self._dtype or owner.weight.dtype))
 
     def _packed(self, origin: Origin) -> PackedTensor:
         tensor = self._file[origin.name]
@@ -254,7 +259,7 @@ class _Filler:
         return PackedTensor.wrap(blocks, GGMLType(tensor.type))
 
 
-def _packable(module: nn.Module, f: GGUFFile, plan: Plan) -> dict[str, str]:
+def packable(module: nn.Module, f: GGUFFile, plan: Plan) -> dict[str, str]:
     """The keys whose weights can stay packed, and the paths of the modules that are to be replaced for it."""
 
     def in_blocks(key: str) -> bool:
@@ -275,7 +280,7 @@ def _packable(module: nn.Module, f: GGUFFile, plan: Plan) -> dict[str, str]:
     return found
 
 
-def _layer(old: nn.Module, packed: PackedTensor, dtype: torch.dtype) -> nn.Module:
+def layer_for(old: nn.Module, packed: PackedTensor, dtype: torch.dtype) -> nn.Module:
     if isinstance(old, nn.Embedding):
         layer: nn.Module = QuantizedEmbedding(packed, dtype=dtype, scale=_scale(old), padding_idx=old.padding_idx)
     else:
@@ -288,12 +293,12 @@ def _scale(module: nn.Module) -> float | None:
     return getattr(module, "scalar_embed_scale", None) if isinstance(module, nn.Embedding) else None
 
 
-def _owner(module: nn.Module, key: str) -> tuple[nn.Module, str]:
+def owner_of(module: nn.Module, key: str) -> tuple[nn.Module, str]:
     path, _, name = key.rpartition(".")
     return module.get_submodule(path), name
 
 
-def _ties(module: nn.Module) -> dict[str, list[str]]:
+def ties_of(module: nn.Module) -> dict[str, list[str]]:
     """For each key the other keys of the same parameter."""
     keys: dict[int, list[str]] = {}
     for key, parameter in module.named_parameters(remove_duplicate=False):
@@ -301,7 +306,7 @@ def _ties(module: nn.Module) -> dict[str, list[str]]:
     return {key: [other for other in group if other != key] for group in keys.values() for key in group}
 
 
-def _check_state(
+def check_state(
     module: nn.Module,
     targets: dict[str, Any],
     shapes: dict[str, tuple[int, ...]],

@@ -19,10 +19,10 @@ from .configs import Architecture, architecture_of
 from .hyperparameters import block_count
 from .origins import Origin, Plan
 
-__all__ = ["plan_for", "unpermuted"]
+__all__ = ["NOT_PARAMETERS", "plan_for", "unpermuted"]
 
 #: Tensors of a file that are no parameters: what they say goes elsewhere.
-_NOT_PARAMETERS: Final = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
+NOT_PARAMETERS: Final = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _EXPERTS: Final = (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",)))
 
 
@@ -36,7 +36,7 @@ def plan_for(module: nn.Module, f: GGUFFile, names: Iterable[str]) -> Plan:
     """
     architecture = architecture_of(f)
     table = _name_table(f)
-    left = dict.fromkeys(name for name in names if name not in _NOT_PARAMETERS)
+    left = dict.fromkeys(name for name in names if name not in NOT_PARAMETERS)
     plan: Plan = {}
     for key, target in module.state_dict().items():
         found = [name for name in _names(key, table) if name in left]

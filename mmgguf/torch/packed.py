@@ -160,6 +160,8 @@ def _kept_type(cls: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     """The type of the blocks in the result of an operation, or None if it does not consist of whole rows."""
     if func in _COPIES:
         return _type_of(cls, args[0])
+    if func is torch.Tensor.view_as:  # how a DTensor takes up its local tensor, and gives it out
+        return _type_of(cls, args[0]) if args[0].shape == args[1].shape else None
     if func is torch.Tensor.__getitem__:
         return _type_of(cls, args[0]) if takes_rows(args[0].ndim, args[1]) else None
     if func is torch.nn.functional.embedding:
