@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Each process collects the tests, and must find the same ones.
     if changing := [item.nodeid for item in items if re.search(r"\b0x[0-9a-f]{8,}", item.nodeid)]:
         raise pytest.UsageError(f"an address in the name of a test differs in each process: {changing[0]}")
+
+
+def pytest_collection_finish() -> None:
+    # What the imports made stays to the end.  Tests that collect garbage need not look through it each time.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

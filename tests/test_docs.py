@@ -57,6 +57,11 @@ class Block:
     skip: str | None
 
     @property
+    def is_slow(self) -> bool:
+        """Programs that start, measure and generate take their time."""
+        return self.language == "sh" or ".generate(" in self.code or "compare_values(" in self.code
+
+    @property
     def id(self) -> str:
         return f"{self.page.relative_to(ROOT).as_posix()}:{self.line}"
 
@@ -108,8 +113,7 @@ def folder(
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize(
     "block",
-    # Programs that start, measure and generate take their time.
-    [pytest.param(block, marks=[pytest.mark.slow] * (block.language == "sh"), id=block.id) for block in BLOCKS],
+    [pytest.param(block, marks=[pytest.mark.slow] * block.is_slow, id=block.id) for block in BLOCKS],
 )
 def test_block(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if block.skip:

@@ -130,8 +130,8 @@ LARGE = dict(worst_cases())
     "name",
     [
         "empty strings, v3 little",
-        "pairs of u8, v1 little",
-        "arrays of one u8, v1 little",
+        pytest.param("pairs of u8, v1 little", marks=pytest.mark.slow),
+        pytest.param("arrays of one u8, v1 little", marks=pytest.mark.slow),
         "empty tensors",
         "one text, wide",
     ],
@@ -153,7 +153,7 @@ def test_a_megabyte_takes_less_than_64_more(name: str) -> None:
 
 def test_comparing_takes_less_than_64_times_the_size(tmp_path: Path) -> None:
     one, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
-    name, size = "arrays of one u8, v1 and v1", 1 << 18
+    name, size = "arrays of one u8, v1 and v1", 1 << 16
     for path, data in zip((one, other), next(files for n, *files in comparisons(size) if n == name), strict=True):
         path.write_bytes(data)
     tracemalloc.start()
@@ -162,7 +162,7 @@ def test_comparing_takes_less_than_64_times_the_size(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert len(differences) == 13_107
+    assert len(differences) == 3_276
     assert peak < 64 * size, f"{peak / size:.0f} times"
 
 

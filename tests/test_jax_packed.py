@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 from mmgguf import dequant
 from mmgguf.types import LAYOUTS, GGMLType
 
-from .dequant.test_dispatch import BLOCK_TYPES, PATTERNS, assert_same_bits, by_type, ordinary
+from .dequant.test_dispatch import BLOCK_TYPES, FEW, PATTERNS, assert_same_bits, by_type, ordinary, others_are_slow
 
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 
 from mmgguf.jax import PackedArray, dequantize  # noqa: E402
-
-FEW = [GGMLType.Q4_0, GGMLType.Q6_K, GGMLType.IQ1_M, GGMLType.MXFP4]
 
 
 def pack(raw: NDArray[np.uint8], type_: GGMLType) -> PackedArray:
@@ -56,7 +54,7 @@ def test_eager(type_: GGMLType) -> None:
             assert_same_bits(np.asarray(dequantize(pack(raw, type_), backend=backend)), expected(raw, type_))
 
 
-@by_type(BLOCK_TYPES)
+@pytest.mark.parametrize("type_", others_are_slow(BLOCK_TYPES))
 def test_compiled(type_: GGMLType) -> None:
     compiled = jax.jit(lambda packed: packed.dequantize())
     for pattern in PATTERNS:

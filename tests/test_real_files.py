@@ -61,6 +61,7 @@ def check_against_c(path: Path) -> None:
         } == theirs.tensors
 
 
+@pytest.mark.slow  # `compat.test_reader` holds the same file against pip's reader, through mmgguf's own
 def test_smollm2_as_pip_gguf_reads_it(smollm2: Path) -> None:
     check_against_pip_gguf(smollm2)
 

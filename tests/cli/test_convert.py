@@ -29,6 +29,11 @@ from typer.testing import CliRunner, Result  # noqa: E402
 from mmgguf.cli import app  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def _without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMGGUF_BACKEND", "numpy")
+
+
 def run(*args: Any) -> Result:
     return CliRunner().invoke(app, list(map(str, args)))
 

@@ -67,6 +67,14 @@ def by_type(types: list[GGMLType]) -> Any:
 
 by_backend = pytest.mark.parametrize("backend", AVAILABLE)
 
+#: One of each kind of kernel, for what differs little from type to type.
+FEW = [GGMLType.Q4_0, GGMLType.Q6_K, GGMLType.IQ1_M, GGMLType.MXFP4]
+
+
+def others_are_slow(types: list[GGMLType]) -> list[Any]:
+    """The types, as parameters, of which all but a few are left to the slow tests."""
+    return [pytest.param(type_, marks=[] if type_ in FEW else pytest.mark.slow, id=type_.name) for type_ in types]
+
 
 # Patterns: type → raw bytes (rows, bytes)
 
@@ -242,7 +250,7 @@ def test_plain_types_are_converted(type_: GGMLType, order: Any, backend: Any) ->
 
 
 @by_backend
-@by_type(BLOCK_TYPES)
+@pytest.mark.parametrize("type_", others_are_slow(BLOCK_TYPES))
 def test_dtypes_are_rounded_float32(type_: GGMLType, backend: Any) -> None:
     for raw in (ordinary(type_), special_scales(type_)):
         exact = dequantize(raw, type_, backend=backend)
