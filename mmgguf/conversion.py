@@ -59,13 +59,13 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
-def store(blocks: npt.NDArray[Any], tensor: Tensor, out: npt.NDArray[Any]) -> None:
+def store(blocks: npt.NDArray[Any], tensor: Tensor, out: npt.NDArray[Any], threads: int | None = None) -> None:
     """Write the numbers of some of a tensor's blocks to `out`; both contiguous."""
     blocks, out = blocks.reshape(-1), out.reshape(-1)
     if blocks.dtype.kind in "iu":
         np.copyto(out, blocks)  # of the other byte order
         return
-    dequantize(blocks, GGMLType(tensor.type), dtype=out.dtype, out=out)
+    dequantize(blocks, GGMLType(tensor.type), dtype=out.dtype, out=out, threads=threads)
 
 
 def ranges(n: int, itemsize: int, limit: int) -> Iterator[tuple[int, int]]:

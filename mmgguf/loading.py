@@ -7,14 +7,15 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from .conversion import values
+from .batches import Batches, Pieces
+from .conversion import result_dtype
 from .errors import GGUFError
 from .file import GGUFFile, Source, opened
 from .format.header import Header
 from .format.metadata import RetainedArrays
 from .format.parser import parse_header
 from .format.seeker import DEFAULT_BUFFER_SIZE
-from .selection import Names, Progress, walk
+from .selection import Names, Progress, select, walk
 from .storage.base import TIMEOUT, Transfer
 from .storage.sources import Opener
 
@@ -74,7 +75,8 @@ def load_file(
     -------
     dict of str to ndarray
         In the file's order, each of its tensor's logical shape.  Where nothing has to be computed, arrays are
-        read-only views of the mapped file, which stays mapped as long as one of them lives.
+        read-only views of the mapped file, which stays mapped as long as one of them lives.  Computed arrays below
+        32 MiB share memory in pieces of at most 64 MiB, and a piece lives as long as one of its arrays.
 
     Raises
     ------
@@ -90,10 +92,18 @@ def load_file(
     dtype('float16')
     """
     with opened(source) as f:
-        return {
-            tensor.name: values(tensor, dtype) if dequantize or tensor.layout.is_plain else tensor.data
-            for tensor in walk(f, names, progress)
-        }
+        chosen = {name: result_dtype(f[name], dtype, dequantize) for name in select(f, names)}
+        converted = [name for name, target in chosen.items() if f[name].layout.stored(f.byte_order) != target]
+        pieces = Pieces([f[name].size * chosen[name].itemsize for name in converted])
+        batches, arrays = Batches(), dict[str, npt.NDArray[Any]]()
+        for tensor in walk(f, chosen, progress):
+            arrays[tensor.name] = stored = tensor.data
+            if tensor.name in converted:
+                arrays[tensor.name] = pieces.empty(tensor.shape, chosen[tensor.name])
+                batches.add(stored, tensor, arrays[tensor.name])
+            if len(arrays) == len(chosen):
+                batches.finish()  # before the walk says that all is done
+        return arrays
 
 
 def read_header(

@@ -24,7 +24,7 @@ from numpy.typing import DTypeLike, NDArray
 from ..errors import MissingExtraError, UnknownTypeError
 from ..types import LAYOUTS, GGMLType, Layout, layout_of
 from .halves import from_half, to_half
-from .threads import MOST_THREADS, spread
+from .threads import MOST_THREADS, cores, spread
 
 __all__ = ["BACKENDS", "DTYPES", "Backend", "dequantize", "get_backend", "target_dtype"]
 
@@ -296,7 +296,7 @@ def _run(plan: _Plan, stored: NDArray[Any], out: NDArray[Any], threads: int | No
         return
     if threads is None:
         parts = out.size // _PER_THREAD
-        threads = min(_cores(), parts) if parts > 1 else 1
+        threads = min(cores(), parts) if parts > 1 else 1
     stream = out.nbytes >= _STREAM_FROM
     if stored.flags.c_contiguous and out.flags.c_contiguous:
         stored, out = stored.reshape(-1), out.reshape(-1)
@@ -339,12 +339,6 @@ def _run_whole(compute: _Compute, blocks: NDArray[Any], out: NDArray[Any], threa
         compute(blocks[start : start + step], out[start : start + step], stream)
 
     spread(work, range(0, blocks.size, step), threads)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _is_direct(plan: _Plan, stored: NDArray[Any], out: NDArray[Any]) -> bool:

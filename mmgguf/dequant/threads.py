@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 if TYPE_CHECKING:  # imported where threads are needed: half of what `import mmgguf` would load beside numpy
     from concurrent.futures import Future, ThreadPoolExecutor
 
-__all__ = ["MOST_THREADS", "spread"]
+__all__ = ["MOST_THREADS", "cores", "spread"]
 
 #: The most helpers that all callers have together, and the most threads that one may ask for.
 MOST_THREADS: Final = max(64, os.cpu_count() or 1)
@@ -35,6 +35,13 @@ def _pool() -> ThreadPoolExecutor:
 if hasattr(os, "register_at_fork"):
     # A forked child has none of its parent's threads.
     os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def spread(work: Callable[[_Part], None], parts: Iterable[_Part], threads: int) -> None:
