@@ -1,339 +1,188 @@
-"""``python -m benchmarks.report RESULTS.json -o DIR``: a page of Markdown with plots from pytest-benchmark's JSON.
+"""``python -m benchmarks.report``: measure, and make a page with charts of what was measured.
 
-Times are the least of all rounds: on a machine that does other things too, these were disturbed least.
+    python -m benchmarks.report                        # everything, in about ten minutes
+    python -m benchmarks.report --file model.gguf      # what depends on the file, on yours
+    python -m benchmarks.report open access            # these modules; --add keeps the others' results
+    python -m benchmarks.report --from results.json    # no measuring: the page of a run
+    python -m benchmarks.report --update               # and put the figures into the README and the documentation
+
+The run, its page and its charts go to build/benchmarks.  The tracked results, and the figures in the README and the
+documentation, change only with --update.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import matplotlib as mpl
+from . import figures, machine, page
+from .files import NotThere, given_model
+from .results import TRACKED, Results
 
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt  # after the backend is chosen
-
-Bench = dict[str, Any]
-Table = list[list[str]]
-
-#: One colour per contestant on all plots: mmgguf stands out, whatever reads is grey, peers are warm.
-COLOURS = {
-    "mmgguf": "#0b6e99",
-    "mmgguf, numba": "#0b6e99",
-    "mmgguf, numpy": "#6bb3d1",
-    "mmgguf, numba, all cores": "#073b52",
-    "mmgguf, storage=read": "#6bb3d1",
-    "unbuffered (preadv)": "#4d4d4d",
-    "buffered (64 KiB)": "#808080",
-    "np.fromfile": "#b3b3b3",
-    "np.memmap": "#8c6bb1",
-    "C library": "#d9772b",
-    "gguf-py": "#c23b4b",
-    "safetensors": "#e0b23c",
-    "torch": "#7a9a3a",
-    "tinygrad": "#a6761d",
-    "mlx": "#666600",
-}
+HERE: Final = Path(__file__).parent
+MODULES: Final = sorted(path.stem.removeprefix("test_") for path in HERE.glob("test_*.py"))
+OUTPUT: Final = HERE.parent / "build" / "benchmarks"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="what pytest --benchmark-json=FILE wrote")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where README.md and plots go")
-    options = parser.parse_args()
-    write_report(json.loads(options.results.read_text("utf-8")), options.output)
-
-
-def write_report(results: dict[str, Any], folder: Path) -> None:
-    """Write ``README.md`` and its plots into a folder, which is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    benches: list[Bench] = results["benchmarks"]
-    parts = [_front(results)]
-    sections: list[Callable[[list[Bench], Path], str]] = [
-        _claims,
-        _opening,
-        _headers,
-        _access,
-        _dequantizing,
-        _memory,
-        _scaling,
-    ]
-    parts += [text for section in sections if (text := section(benches, folder))]
-    (folder / "README.md").write_text("\n".join(parts), "utf-8")
-
-
-def _front(results: dict[str, Any]) -> str:
-    machine = results["machine_info"]
-    lines = [
-        "# Benchmark results",
-        "",
-        f"Measured on {results['datetime'][:10]} with `pytest benchmarks` ({results.get('sizes', 'full')} sizes); this "
-        "page was made by `python -m benchmarks.report`. Times are the least of all rounds.",
-        "",
-    ]
-    return "\n".join(lines) + _table([[name, f"{value}"] for name, value in machine.items()], ["", ""])
-
-
-# ---------------------------------------------------------------- parts of pages
-
-
-def _table(rows: Iterable[Sequence[str]], head: Sequence[str]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _duration(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}" if seconds * scale < 1000 else f"{seconds * scale:.0f} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
-
-
-def _best(bench: Bench) -> float:
-    return float(bench["stats"]["min"])
-
-
-def _in_group(benches: list[Bench], start: str) -> dict[str, list[Bench]]:
-    """The benchmarks of groups that begin with `start`, by the rest of the group's name."""
-    groups: dict[str, list[Bench]] = {}
-    for bench in benches:
-        group = bench["group"] or ""
-        if group.startswith(start):
-            groups.setdefault(group.removeprefix(start), []).append(bench)
-    return groups
-
-
-def _bars(
-    folder: Path,
-    name: str,
-    values: dict[str, dict[str, float]],
-    label: str,
-    *,
-    log: bool = False,
-    width: float = 9.0,
-    marks: Callable[[float], str] | None = None,
-) -> str:
-    """A plot of grouped bars, ``values[category][contestant]``; its Markdown."""
-    contestants = list(dict.fromkeys(one for row in values.values() for one in row))
-    figure, axes = plt.subplots(figsize=(width, 3.6), layout="constrained")
-    step = 0.84 / max(len(contestants), 1)
-    for number, contestant in enumerate(contestants):
-        places, heights = [], []
-        for place, row in enumerate(values.values()):
-            if contestant in row:
-                places.append(place + (number - (len(contestants) - 1) / 2) * step)
-                heights.append(row[contestant])
-        bars = axes.bar(places, heights, step * 0.92, label=contestant, color=COLOURS.get(contestant))
-        if marks is not None:
-            axes.bar_label(bars, [marks(height) for height in heights], fontsize=6, rotation=90, padding=2)
-    axes.set_xticks(range(len(values)), list(values), rotation=45 if len(values) > 8 else 0, fontsize=8)
-    axes.set_ylabel(label, fontsize=8)
-    axes.tick_params(axis="y", labelsize=8)
-    if log:
-        axes.set_yscale("log")
-    if marks is not None:
-        axes.margins(y=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    axes.set_axisbelow(True)
-    figure.legend(fontsize=7, ncols=5, loc="outside upper left", frameon=False)
-    return _save(figure, folder, name, label)
-
-
-def _save(figure: Any, folder: Path, name: str, label: str) -> str:
-    figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return f"![{label}]({name}.png)\n"
-
-
-# ---------------------------------------------------------------- sections
-
-
-def _claims(benches: list[Bench], folder: Path) -> str:
-    rows = []
-    for bench in benches:
-        info = bench["extra_info"]
-        if "claim" not in info:
-            continue
-        details = ""
-        if "ratio_of_least" in info:
-            details = f"fresh processes, medians; least: {info['ratio_of_least']:.3g}"
-        elif "ratio_of_medians" in info:
-            details = " / ".join(f"{info[key]:.3g}" for key in ("ratio_of_medians", "ratio_of_cpu") if key in info)
-            if "gain_of_stores" in info:
-                details += " (stores alone: {:.3g}, medians {:.3g})".format(*info["gain_of_stores"])
-        elif "slowest" in info:
-            details = info["slowest"]
-        sign, number = info["bar"].split()
-        bar = f"{'≤' if sign == '<=' else '≥'} {number}"
-        rows.append([info["claim"], f"{info['measured']:.3g}", bar, "yes" if info["met"] else "**no**", details])
-    if not rows:
-        return ""
-    return (
-        "\n## Claims\n\nContestants took turns, in one process where no other is named. Last column: the ratio of the "
-        "medians and that of processor time, as second opinions, or the slowest type.\n\n"
-        + _table(rows, ["claim", "measured", "bar", "met", "medians / cpu"])
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description="Measure, and make a page with charts of what was measured.",
+        epilog="Modules: " + ", ".join(MODULES),
     )
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="measure only these")
+    parser.add_argument(
+        "--file", action="append", default=[], metavar="PATH", help="measure this GGUF file (repeatable)"
+    )
+    parser.add_argument("--small", action="store_true", help="small generated files: to see that it works")
+    parser.add_argument("--add", action="store_true", help="keep what the other modules of the last run measured")
+    parser.add_argument("--from", dest="source", type=Path, metavar="JSON", help="do not measure: take this run")
+    parser.add_argument("-o", "--output", type=Path, default=OUTPUT, metavar="DIR", help="default: build/benchmarks")
+    parser.add_argument(
+        "--update", action="store_true", help="replace the tracked results and the figures that quote them"
+    )
+    parser.add_argument("--drop-files", action="store_true", help="delete the generated files at the end")
+    options = parser.parse_args(arguments)
+    problem = _problem(options)
+    if problem:
+        print(f"benchmarks.report: {problem}", file=sys.stderr)
+        return 2
+    target = options.output / "results.json"
+    if options.source is None:
+        began = time.monotonic()
+        run = _measure(options)
+        if run is None:
+            print("benchmarks.report: a benchmark failed; no page was made", file=sys.stderr)
+            return 1
+        if options.add and target.exists():
+            run = merged(Results.load(target).data, run)
+        print(f"measured in {time.monotonic() - began:.0f} s")
+        results = Results(run)
+    else:
+        results = Results.load(options.source)
+    written = write(results, options.output)
+    print(f"wrote {options.output / 'README.md'}, with results.json and {len(written)} charts")
+    for sentence in results.shortcomings:
+        print(sentence)
+    if options.update:
+        return _update(results)
+    print("the tracked results are as they were; --update replaces them")
+    return 0
 
 
-def _opening(benches: list[Bench], folder: Path) -> str:
-    groups = _in_group(benches, "open: ")
-    if not groups:
-        return ""
-    values = {
-        label: {bench["extra_info"]["peer"]: _best(bench) * 1e3 for bench in group} for label, group in groups.items()
+def _problem(options: argparse.Namespace) -> str | None:
+    """What keeps this from running, found before anything runs."""
+    unknown = [name for name in options.modules if name not in MODULES]
+    if unknown:
+        return f"no module is called {unknown[0]}; there are {', '.join(MODULES)}"
+    if options.file and options.update:
+        return "--update takes the suite's own files: results of --file are of your machine"
+    if options.small and options.update:
+        return "--update takes files of full size"
+    if options.source is not None and (options.modules or options.file or options.add):
+        return "--from measures nothing, so it takes neither modules nor --file nor --add"
+    if options.source is not None and not options.source.is_file():
+        return f"{options.source}: no such file"
+    try:
+        given = [given_model(path).id for path in options.file]
+    except NotThere as error:
+        return str(error)
+    if options.add and (options.output / "results.json").exists():
+        return differences(Results.load(options.output / "results.json").data, machine.about(options.small, given))
+    return None
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Run the suite in a process of its own; what it measured, or None where a benchmark failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.json"
+        command = [sys.executable, "-m", "pytest", "-q", "-q", "--no-header", "-rfE", "-W", "ignore"]
+        command += ["-p", "no:cacheprovider", "-p", "no:randomly", "--results", str(path)]
+        command += [f"--file={os.path.abspath(path)}" for path in options.file]
+        command += ["--small"] * options.small + ["--drop-files"] * options.drop_files
+        command += [str(HERE / f"test_{name}.py") for name in options.modules or MODULES]
+        status = subprocess.run(command, cwd=HERE.parent, check=False).returncode
+        # 5: nothing was collected, as with modules that measure nothing of a file that was given.
+        if status not in (0, 5) or not path.exists():
+            return None
+        return Results.load(path).data
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Why the figures of two runs do not belong together."""
+    for key, what in (("commit_info", "commits"), ("machine_info", "machines"), ("sizes", "sizes"), ("files", "files")):
+        if old[key] != new[key]:
+            return f"--add: the runs are of different {what}: {old[key]} and {new[key]}"
+    return None
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A run with the modules of two; where both have one, that of the new.
+
+    Raises
+    ------
+    ValueError
+        They are of different versions, machines or files, so that their figures do not belong together.
+    """
+    if (different := differences(old, new)) is not None:
+        raise ValueError(different)
+    gone = set(new["modules"])
+    cases = {id_: case for id_, case in old["cases"].items() if case["module"] not in gone}
+    kept = [one for one in old["benchmarks"] if one["extra_info"]["module"] not in gone]
+    seconds = {id_: taken for id_, taken in old["seconds"].items() if id_.partition(":")[0] not in gone}
+    return {
+        **new,
+        "modules": sorted({*old["modules"], *new["modules"]}),
+        "cases": {**cases, **new["cases"]},
+        "benchmarks": kept + new["benchmarks"],
+        "seconds": {**seconds, **new["seconds"]},
+        "load": {**{id_: old["load"][id_] for id_ in seconds}, **new["load"]},
     }
-    text = "\n## Opening a file\n\nEverything up to the point where tensors can be asked for, page cache warm. "
-    text += "safetensors and torch files hold no vocabulary.\n\n"
-    text += _bars(folder, "open", values, "milliseconds to open (log)", log=True, marks=lambda value: f"{value:.3g}")
-    strings = _in_group(benches, "open and list all strings: ")
-    rows = [
-        [label, bench["extra_info"]["peer"], _duration(_best(bench))]
-        for label, group in strings.items()
-        for bench in group
-    ]
-    if rows:
-        text += "\nOpen and make every token and merge a string (the C library does while it opens):\n\n"
-        text += _table(rows, ["file", "", "time"])
-    return text
 
 
-def _headers(benches: list[Bench], folder: Path) -> str:
-    text = ""
-    for label, group in _in_group(benches, "header: ").items():
-        rows = []
-        for bench in group:
-            info = bench["extra_info"]
-            rows.append([info["way"], _duration(_best(bench)), f"{info['system_calls']:,}"])
-        nbytes = group[0]["extra_info"]["header_bytes"]
-        text += f"\n### {label}: a header of {nbytes:,} bytes\n\n" + _table(rows, ["way", "time", "reads and seeks"])
-    return text and "\n## Parsing headers: buffered, unbuffered, mapped\n" + text
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write ``results.json``, ``README.md`` and its charts into a folder, which is made if need be; the charts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+
+    def draw(kind: str, name: str, title: str, note: str, **data: Any) -> None:
+        from . import charts  # matplotlib, which nobody else needs
+
+        written.extend(getattr(charts, kind)(folder, name, title, note, **data))
+
+    text = page.page(results, draw)
+    results.save(folder / "results.json")
+    (folder / "README.md").write_text(text, "utf-8")
+    return written
 
 
-def _access(benches: list[Bench], folder: Path) -> str:
-    groups = _in_group(benches, "access: ")
-    if not groups:
-        return ""
-    text = "\n## From the file to the bytes of tensors\n\nThe file is open already. *First touch* reads a byte of "
-    text += "every page in memory that is new; *every byte* takes all of them through the processor.\n"
-    by_model: dict[str, dict[str, list[Bench]]] = {}
-    for name, group in groups.items():
-        model, _, rest = name.partition(", ")
-        by_model.setdefault(model, {})[rest] = group
-    for number, (model, patterns) in enumerate(by_model.items()):
-        values = {}
-        for pattern, group in patterns.items():
-            if pattern.startswith("all tensors") and "handed out" not in pattern:
-                label = pattern.removeprefix("all tensors, ").replace(", ", "\n")
-                values[label] = {
-                    bench["extra_info"]["way"]: bench["extra_info"]["nbytes"] / _best(bench) / 1e9 for bench in group
-                }
-        text += f"\n### {model}\n\n"
-        text += _bars(
-            folder, f"access-{number}", values, "all tensors: GB per second (log)", log=True, marks=lambda v: f"{v:.3g}"
+def _update(results: Results) -> int:
+    try:
+        changed = figures.update(results)
+    except KeyError as error:
+        print(
+            f"benchmarks.report: a page quotes what this run has not measured: {error}; nothing was updated",
+            file=sys.stderr,
         )
-        ways = list(dict.fromkeys(bench["extra_info"]["way"] for group in patterns.values() for bench in group))
-        rows = []
-        for pattern, group in patterns.items():
-            found = {bench["extra_info"]["way"]: _duration(_best(bench)) for bench in group}
-            rows.append([pattern, *(found.get(way, "") for way in ways)])
-        text += "\n" + _table(rows, ["", *ways])
-    return text
-
-
-def _dequantizing(benches: list[Bench], folder: Path) -> str:
-    values: dict[str, dict[str, float]] = {}
-    for name, group in _in_group(benches, "dequantize: ").items():
-        if " " not in name:
-            values[name] = {
-                bench["extra_info"]["contestant"]: bench["extra_info"]["written"] / _best(bench) / 1e9
-                for bench in group
-            }
-    if not values:
-        return ""
-    text = "\n## Dequantizing\n\nGigabytes of float32 written per second; one thread unless said. 4096 × 4096 "
-    text += "elements, output memory reused (except by gguf-py, which offers no way to).\n\n"
-    text += _bars(folder, "dequantize", values, "GB of float32 per second (log)", log=True, width=14)
-    contestants = list(dict.fromkeys(one for row in values.values() for one in row))
-    rows = [[name, *(f"{row[one]:.2f}" if one in row else "" for one in contestants)] for name, row in values.items()]
-    for name in ("mmgguf, numpy", "mmgguf, numba"):
-        for peer in ("gguf-py", "C library"):
-            ratios = [row[name] / row[peer] for row in values.values() if name in row and peer in row]
-            if ratios:
-                mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-                text += f"\n{name} against {peer}: geometric mean {mean:.2f}, least {min(ratios):.2f}.\n"
-    return text + "\n" + _table(rows, ["type", *contestants])
-
-
-def _memory(benches: list[Bench], folder: Path) -> str:
-    text = ""
-    mib = 2**20
-    for label, group in _in_group(benches, "memory: ").items():
-        if "one process" in label:
-            rows = []
-            for bench in group:
-                for step, found in bench["extra_info"]["steps"].items():
-                    numbers = [f"{found[kind] / mib:.1f}" for kind in ("anonymous", "file", "share")]
-                    rows.append([bench["extra_info"]["storage"], step, *numbers])
-            size = group[0]["extra_info"]["nbytes"] / mib
-            text += f"\n### {label}: {size:.0f} MiB of tensors, MiB added since the start\n\n"
-            text += _table(rows, ["storage", "after", "anonymous", "file-backed", "proportional share"])
-        elif "four processes" in label:
-            values = {}
-            rows = []
-            for bench in group:
-                info = bench["extra_info"]
-                values[f"storage={info['storage']}"] = {
-                    f"process {i}": one["share"] / mib for i, one in enumerate(info["each"], 1)
-                }
-                rows.append(
-                    [
-                        info["storage"],
-                        *(f"{one['share'] / mib:.0f}" for one in info["each"]),
-                        f"{info['together'] / mib:.0f}",
-                    ]
-                )
-            text += f"\n### {label} with the same {group[0]['extra_info']['nbytes'] / mib:.0f} MiB: MiB each (PSS)\n\n"
-            text += _bars(
-                folder, "memory", values, "MiB of memory, proportional share", width=6, marks=lambda v: f"{v:.0f}"
-            )
-            text += "\n" + _table(rows, ["storage", "1", "2", "3", "4", "together"])
-        else:
-            added = group[0]["extra_info"]["steps"]["open"]["anonymous"] / mib
-            text += f"\n### {label}\n\nOpening it added {added:.2f} MiB of anonymous memory.\n"
-    return text and "\n## Memory\n" + text
-
-
-def _scaling(benches: list[Bench], folder: Path) -> str:
-    groups = _in_group(benches, "scaling: ")
-    if not groups:
-        return ""
-    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    rows = []
-    for group in groups.values():
-        group = sorted(group, key=lambda bench: bench["extra_info"]["count"])
-        info = [bench["extra_info"] for bench in group]
-        times = [one["times"] for one in info]
-        axes.plot(times, [_best(bench) * 1e3 for bench in group], marker="o", label=info[0]["what"])
-        rows.append([f"{info[0]['what']} (1× = {info[0]['count']:,})", *(_duration(_best(bench)) for bench in group)])
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
-    axes.set_xticks([1, 2, 4, 8], ["1×", "2×", "4×", "8×"])
-    axes.set_ylabel("milliseconds to open (log)", fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.legend(fontsize=7, frameon=False)
-    axes.grid(linewidth=0.4, alpha=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    text = "\n## Scaling\n\nOpening files of 1 to 8 times as many items.\n\n"
-    text += _save(figure, folder, "scaling", "milliseconds to open, by number of items")
-    return text + "\n" + _table(rows, ["", "1×", "2×", "4×", "8×"])
+        return 1
+    for path in TRACKED.parent.iterdir():
+        path.unlink()
+    charts = write(results, TRACKED.parent)
+    print(f"updated {TRACKED.parent}, with {len(charts)} charts" + "".join(f", {path.name}" for path in changed))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    if shutil.which("git") is None:
+        print("benchmarks.report: no git, so the results will not say of which commit they are", file=sys.stderr)
+    # Whoever stops this stops the measuring process, too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    sys.exit(main())

@@ -1,16 +1,16 @@
-"""From a file to the bytes of tensors: mapped, read without a buffer, read with one; cache warm and cold.
+"""From a file to the bytes of tensors: mapped, read without a buffer, read with one.  The page cache is warm.
 
-Every way gives the same bytes, shown by a sum.  The file is open before the clock starts, so that headers do not count;
-`test_peers` measures those.  *handed out*: the array exists, nothing was touched.  *first touch*: a byte of
-every page is read, in a mapping (or in memory) that is new.  *second touch*: the same once more; for ways that read,
-which keep nothing, that is the second reading.  *every byte*: all of them go through the processor.
+`test_cold` does the same with a cold one. Every way gives the same bytes, shown by a sum. The file is open before the
+clock starts, so that headers do not count; `test_open` measures those. *handed out*: the array exists, nothing was
+touched. *first touch*: a byte of every page is read, in a mapping (or in memory) that is new. *second touch*: the
+same once more; for ways that read, which keep nothing, that is the second reading. *every byte*: all of them go
+through the processor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,156 +20,153 @@ from mmgguf.bench import measure
 from mmgguf.bench.peers import Unavailable
 from mmgguf.bench.ways import WAYS, Way, byte_sum, page_sum
 
-from .conftest import Files, Model, Timed
+from .conftest import Case
+from .files import Files, Model
+from .turns import Contestant
+
+Total = Callable[[Any], int]
 
 
-@dataclass(frozen=True)
 class Work:
     """What is fetched: from an open handle to a number that shows that the right bytes came."""
 
-    model: Model
-    names: list[str]
-    largest: str
-    row: int
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        with mmgguf.open(model.path) as file:
+            largest = max(file.values(), key=lambda tensor: tensor.nbytes)
+            self.names = list(file)
+            self.largest = largest.name
+            self.row = largest.nbytes // largest.info.row_size // 2
+            self.nbytes = {
+                "one row": largest.info.row_size,
+                "one tensor": largest.nbytes,
+                "all tensors": sum(tensor.nbytes for tensor in file.values()),
+            }
 
-    def all_tensors(self, way: Way, handle: Any, total: Callable[[Any], int]) -> int:
+    def fetch(self, pattern: str, way: Way, handle: Any, total: Total) -> int:
+        if pattern == "one row":
+            return total(way.row(handle, self.largest, self.row))
+        if pattern == "one tensor":
+            return total(way.tensor(handle, self.largest))
         # Held until all are there, as when loading weights: memory that is freed and used again is not fresh.
         arrays = [way.tensor(handle, name) for name in self.names]
         return sum(total(array) for array in arrays) & 0xFFFFFFFFFFFFFFFF
 
-    def one_tensor(self, way: Way, handle: Any, total: Callable[[Any], int]) -> int:
-        return total(way.tensor(handle, self.largest))
-
-    def one_row(self, way: Way, handle: Any, total: Callable[[Any], int]) -> int:
-        return total(way.row(handle, self.largest, self.row))
+    def expected(self, pattern: str, total: Total) -> int:
+        with mmgguf.open(self.model.path, storage="read") as file:
+            return self.fetch(pattern, WAYS["mmgguf, storage=read"], file, total)
 
 
 @pytest.fixture(scope="module")
 def work(large_model: Model) -> Work:
-    with mmgguf.open(large_model.path) as file:
-        largest = max(file.values(), key=lambda tensor: tensor.nbytes)
-        rows = largest.nbytes // largest.info.row_size
-        return Work(large_model, list(file), largest.name, rows // 2)
+    return Work(large_model)
 
 
-PATTERNS: dict[str, Callable[[Work, Way, Any, Callable[[Any], int]], int]] = {
-    "one row": Work.one_row,
-    "one tensor": Work.one_tensor,
-    "all tensors": Work.all_tensors,
-}
+class Handles:
+    """Open files of the ways, and what closes them."""
+
+    def __init__(self, way: Way, path: str) -> None:
+        self.way, self.path = way, path
+        self.open: list[Any] = []
+
+    def close(self, _: Any = None) -> None:
+        while self.open:
+            self.way.close(self.open.pop())
+
+    def fresh(self, before: Callable[[str], Any] | None = None) -> None:
+        self.close()  # a mapping that still lives keeps its pages in the cache
+        if before is not None:
+            before(self.path)
+        self.open.append(self.way.open(self.path))
 
 
-@contextmanager
-def _opened(way: Way, path: str) -> Iterator[Any]:
-    try:
-        handle = way.open(path)
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    try:
-        yield handle
-    finally:
-        way.close(handle)
-
-
-@pytest.fixture
-def path(work: Work, files: Files, request: pytest.FixtureRequest) -> str:
-    """The work's file in the format of the way."""
-    try:
-        return files.in_format(work.model.path, WAYS[request.getfixturevalue("way")].format)
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-
-
-def _expected(work: Work, pattern: str, total: Callable[[Any], int]) -> int:
-    with mmgguf.open(work.model.path, storage="read") as file:
-        return PATTERNS[pattern](work, WAYS["mmgguf, storage=read"], file, total)
-
-
-def _describe(benchmark: Any, work: Work, pattern: str, touch: str, cache: str, way: str) -> None:
-    benchmark.group = f"access: {work.model.label}, {pattern}, {touch}, {cache}"
-    with mmgguf.open(work.model.path) as file:
-        largest = file[work.largest]
-        nbytes = {
-            "one row": largest.info.row_size,
-            "one tensor": largest.nbytes,
-            "all tensors": sum(tensor.nbytes for tensor in file.values()),
-        }[pattern]
-    benchmark.extra_info.update(
-        way=way, kind=WAYS[way].kind, pattern=pattern, touch=touch, cache=cache, nbytes=nbytes, tensors=len(work.names)
-    )
-
-
-@pytest.mark.parametrize("pattern", ["one tensor", "all tensors"])
-@pytest.mark.parametrize("way", WAYS)
-def test_handed_out(benchmark: Any, timed: Timed, work: Work, path: str, way: str, pattern: str) -> None:
-    _describe(benchmark, work, pattern, "handed out", "warm", way)
-    with _opened(WAYS[way], path) as handle:
-        total = PATTERNS[pattern](work, WAYS[way], handle, page_sum)
-        assert total == _expected(work, pattern, page_sum)
-        names = work.names if pattern == "all tensors" else [work.largest]
-        get = WAYS[way].tensor
-
-        def run() -> list[Any]:
-            return [get(handle, name) for name in names]
-
-        arrays = timed(run)
-        assert [array.nbytes for array in arrays] == [get(handle, name).nbytes for name in names]
-
-
-@pytest.mark.parametrize("touch", ["first touch", "second touch", "every byte"])
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("way", WAYS)
-def test_warm(benchmark: Any, timed: Timed, work: Work, path: str, way: str, pattern: str, touch: str) -> None:
-    if pattern == "one row" and touch == "every byte":
-        pytest.skip("a row is too short to tell apart from the other touches")
-    _describe(benchmark, work, pattern, touch, "warm", way)
-    total = byte_sum if touch == "every byte" else page_sum
-    expected = _expected(work, pattern, total)
-    measure.warm_up(path)
-    chosen, fetch = WAYS[way], PATTERNS[pattern]
-    if touch == "second touch":
-        with _opened(chosen, path) as handle:
-            fetch(work, chosen, handle, total)
-            assert timed(lambda: fetch(work, chosen, handle, total)) == expected
-        return
-    assert _fresh(timed, chosen, path, lambda handle: fetch(work, chosen, handle, total), lambda: None) == expected
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("way", WAYS)
-def test_cold(
-    benchmark: Any, timed: Timed, work: Work, path: str, way: str, pattern: str, why_not_cold: str | None
+def measure_ways(
+    case: Case,
+    files: Files,
+    work: Work,
+    pattern: str,
+    touch: str,
+    cache: str,
+    seconds: float = 0.3,
 ) -> None:
-    if why_not_cold is not None:
-        pytest.skip(f"no cold cache here: {why_not_cold}")
-    _describe(benchmark, work, pattern, "first touch", "cold", way)
-    chosen, fetch = WAYS[way], PATTERNS[pattern]
-    expected = _expected(work, pattern, page_sum)
-    total = _fresh(
-        timed, chosen, path, lambda handle: fetch(work, chosen, handle, page_sum), lambda: measure.evict(path)
-    )
-    assert total == expected
+    total = byte_sum if touch == "every byte" else page_sum
+    expected = work.expected(pattern, total)
+    opened: list[Handles] = []
 
+    def make(way: Way) -> Contestant:
+        path = files.in_format(work.model.path, way.format)
+        measure.warm_up(path)
+        handles = Handles(way, path)
+        handles.fresh()
+        opened.append(handles)
+        run = lambda: work.fetch(pattern, way, handles.open[0], total)  # noqa: E731
+        if touch == "second touch":
+            run()
+            return Contestant(run)
+        handles.close()
+        return Contestant(run, partial(handles.fresh, measure.evict if cache == "cold" else None), handles.close)
 
-def _fresh(timed: Timed, way: Way, path: str, run: Callable[[Any], int], before: Callable[[], None]) -> int:
-    """Time `run` on a handle that is new in every round, opened before the clock starts."""
-    handles: list[Any] = []
-
-    def drop() -> None:
-        while handles:
-            way.close(handles.pop())
-
-    def prepare() -> tuple[()]:
-        drop()  # a mapping that still lives keeps its pages in the cache
-        before()
-        try:
-            handles.append(way.open(path))
-        except Unavailable as reason:
-            pytest.skip(str(reason))
-        return ()
+    def check(_: str, result: int) -> None:
+        assert result == expected
 
     try:
-        result: int = timed(lambda: run(handles[0]), prepare, max_rounds=50)
+        case.time(
+            f"access/{work.model.id}, {pattern}, {touch}, {cache}",
+            {name: partial(_available, make, way) for name, way in WAYS.items()},
+            seconds=seconds,
+            check=check,
+            nbytes=work.nbytes[pattern],
+            tensors=len(work.names),
+            title=work.model.title,
+        )
     finally:
-        drop()
-    return result
+        for handles in opened:
+            handles.close()
+
+
+def _available(make: Callable[[Way], Contestant], way: Way) -> Contestant:
+    try:
+        return make(way)
+    except ImportError as error:
+        raise Unavailable(f"not installed: {error.name}") from error
+
+
+def test_handed_out(case: Case, files: Files, work: Work) -> None:
+    opened: list[Handles] = []
+
+    def make(way: Way) -> Contestant:
+        handles = Handles(way, files.in_format(work.model.path, way.format))
+        handles.fresh()
+        opened.append(handles)
+        return Contestant(lambda: [way.tensor(handles.open[0], name) for name in work.names])
+
+    def check(_: str, arrays: list[Any]) -> None:
+        assert sum(array.nbytes for array in arrays) == work.nbytes["all tensors"]
+
+    try:
+        case.time(
+            f"access/{work.model.id}, all tensors, handed out, warm",
+            {name: partial(_available, make, way) for name, way in WAYS.items()},
+            check=check,
+            nbytes=work.nbytes["all tensors"],
+            tensors=len(work.names),
+            title=work.model.title,
+        )
+    finally:
+        for handles in opened:
+            handles.close()
+
+
+WARM = [
+    ("one row", "first touch"),
+    ("one tensor", "first touch"),
+    ("one tensor", "every byte"),
+    ("all tensors", "first touch"),
+    ("all tensors", "second touch"),
+    ("all tensors", "every byte"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "touch"), WARM, ids=[", ".join(one) for one in WARM])
+def test_warm(case: Case, files: Files, work: Work, pattern: str, touch: str) -> None:
+    measure_ways(case, files, work, pattern, touch, "warm")

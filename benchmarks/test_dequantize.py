@@ -5,20 +5,24 @@ Output memory is reused, except by gguf-py, which offers no way to.  One thread 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+import mmgguf
 from mmgguf import GGMLType
-from mmgguf.bench.ggml import Unavailable, dequantize_in_c
+from mmgguf.bench.ggml import dequantize_in_c
 from mmgguf.bench.models import random_blocks
 from mmgguf.dequant import dequantize
+from mmgguf.dequant.threads import spread
 from mmgguf.types import LAYOUTS
 
-from .conftest import Sizes, Timed
+from .conftest import Case
+from .files import Sizes
 
 TYPES = [type_ for type_, layout in LAYOUTS.items() if not layout.is_plain]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -26,17 +30,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[], Array]
 
 
-@cache
-def blocks_of(type_: GGMLType, shape: tuple[int, int]) -> Array:
-    return random_blocks(type_, shape)
-
-
 def ours(
     backend: str, threads: int | None, dtype: Any = np.float32
 ) -> Callable[[GGMLType, Array, tuple[int, int]], Run]:
     def prepare(type_: GGMLType, blocks: Array, shape: tuple[int, int]) -> Run:
         if backend == "numba":
-            pytest.importorskip("numba")
+            pytest.importorskip("numba", reason="numba is not installed: pip install numba")
         out = np.empty(shape, dtype)
         return lambda: dequantize(blocks, type_, dtype, out=out, threads=threads, backend=backend)
 
@@ -44,10 +43,7 @@ def ours(
 
 
 def c_library(type_: GGMLType, blocks: Array, shape: tuple[int, int]) -> Run:
-    try:
-        function = dequantize_in_c(type_)
-    except Unavailable as reason:
-        pytest.skip(str(reason))
+    function = dequantize_in_c(type_)
     out = np.empty(shape, np.float32)
 
     def run() -> Array:
@@ -77,46 +73,96 @@ CONTESTANTS: dict[str, Callable[[GGMLType, Array, tuple[int, int]], Run]] = {
 }
 
 
-def _measure(benchmark: Any, timed: Timed, group: str, contestant: str, type_: GGMLType, run: Run, read: int) -> Array:
-    benchmark.group = group  # before it runs: that is when the name is taken
-    result: Array = timed(run, seconds=0.5)
-    benchmark.extra_info.update(
-        contestant=contestant, type=type_.name, written=result.nbytes, read=read, dtype=str(result.dtype)
-    )
-    return result
+@pytest.fixture(scope="session")
+def types(pytestconfig: pytest.Config) -> list[GGMLType]:
+    """Every block type, or those of the files that were given."""
+    given = pytestconfig.getoption("--file")
+    if not given:
+        return TYPES
+    found = set()
+    for path in given:
+        with mmgguf.open(path) as file:
+            found |= {tensor.type for tensor in file.values()}
+    return [type_ for type_ in TYPES if type_ in found]
 
 
-@pytest.mark.parametrize("contestant", CONTESTANTS)
 @pytest.mark.parametrize("type_", TYPES, ids=lambda type_: type_.name)
-def test_type(benchmark: Any, timed: Timed, sizes: Sizes, type_: GGMLType, contestant: str) -> None:
-    blocks = blocks_of(type_, sizes.matrix)
-    run = CONTESTANTS[contestant](type_, blocks, sizes.matrix)
+def test_type(case: Case, sizes: Sizes, types: list[GGMLType], type_: GGMLType) -> None:
+    if type_ not in types:
+        pytest.skip("not in the files that were given")
+    blocks = random_blocks(type_, sizes.matrix)
     expected = dequantize(blocks, type_, backend="numpy", threads=1)
-    result = _measure(benchmark, timed, f"dequantize: {type_.name}", contestant, type_, run, blocks.nbytes)
-    assert np.array_equal(result, expected, equal_nan=True)
+
+    def check(_: str, result: Array) -> None:
+        assert np.array_equal(result, expected, equal_nan=True)
+
+    contestants = {name: partial(make, type_, blocks, sizes.matrix) for name, make in CONTESTANTS.items()}
+    case.time(
+        f"dequantize/{type_.name}",
+        contestants,
+        seconds=0.15,
+        check=check,
+        read=blocks.nbytes,
+        written=expected.nbytes,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_other_dtypes(benchmark: Any, timed: Timed, sizes: Sizes, backend: str, dtype: str) -> None:
+def test_other_dtypes(case: Case, sizes: Sizes, dtype: str) -> None:
     from mmgguf.dequant import DTYPES
 
     wanted = next(one for one in DTYPES if one.name == dtype)
     type_ = GGMLType.Q4_K
-    blocks = blocks_of(type_, sizes.matrix)
-    run = ours(backend, 1, wanted)(type_, blocks, sizes.matrix)
+    blocks = random_blocks(type_, sizes.matrix)
     expected = dequantize(blocks, type_, backend="numpy", threads=1).astype(wanted)
-    group = "dequantize: Q4_K into other dtypes"
-    result = _measure(benchmark, timed, group, f"mmgguf, {backend}", type_, run, blocks.nbytes)
-    assert np.array_equal(result, expected)
+
+    def check(name: str, result: Array) -> None:
+        assert "float32" in name or np.array_equal(result, expected)
+
+    contestants = {
+        f"mmgguf, {backend}{suffix}": partial(ours(backend, 1, into), type_, blocks, sizes.matrix)
+        for backend in ("numpy", "numba")
+        for suffix, into in (("", wanted), (" into float32", np.float32))
+    }
+    case.time(f"dequantize to/Q4_K, {dtype}", contestants, check=check, elements=expected.size)
 
 
-@pytest.mark.parametrize("what", ["16 rows", "whole tensor"])
-def test_rows(benchmark: Any, timed: Timed, sizes: Sizes, what: str) -> None:
+def test_rows(case: Case, sizes: Sizes) -> None:
     """Rows cost what they are, not what the tensor is."""
-    blocks = blocks_of(GGMLType.Q4_K, sizes.matrix)
-    chosen = blocks[:16] if what == "16 rows" else blocks
-    benchmark.group = "dequantize: Q4_K, rows"
-    result = timed(lambda: dequantize(chosen, GGMLType.Q4_K, threads=1), seconds=0.5)
-    assert result.shape == (len(chosen), sizes.matrix[1])
-    benchmark.extra_info.update(rows=len(chosen))
+    blocks = random_blocks(GGMLType.Q4_K, sizes.matrix)
+
+    def check(name: str, result: Array) -> None:
+        assert result.shape == (16 if name == "16 rows" else len(blocks), sizes.matrix[1])
+
+    contestants = {
+        name: lambda chosen=chosen: lambda: dequantize(chosen, GGMLType.Q4_K, threads=1)
+        for name, chosen in {"16 rows": blocks[:16], "whole tensor": blocks}.items()
+    }
+    case.time("dequantize rows/Q4_K", contestants, check=check, rows=len(blocks))
+
+
+@pytest.mark.parametrize("type_", [GGMLType.Q4_K, GGMLType.Q8_0], ids=lambda type_: type_.name)
+def test_two_threads(case: Case, sizes: Sizes, type_: GGMLType) -> None:
+    """Beside it what two threads gain that do nothing but store: where one core can write as much as the memory takes,
+    nothing gains, and whether that is so can change from second to second on a virtual machine."""
+    pytest.importorskip("numba")
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one core")
+    blocks, out = random_blocks(type_, sizes.matrix), np.empty(sizes.matrix, np.float32)
+    expected = dequantize(blocks, type_, backend="numpy", threads=1)
+
+    def threads(count: int) -> Callable[[], Any]:
+        return lambda: lambda: dequantize(blocks, type_, out=out, threads=count, backend="numba")
+
+    def stores(count: int) -> Callable[[], Any]:
+        return lambda: lambda: spread(lambda part: part.fill(1), np.split(out, 8), count)
+
+    def check(name: str, result: Any) -> None:
+        assert "thread" not in name or np.array_equal(result, expected, equal_nan=True)
+
+    case.time(
+        f"threads/{type_.name}",
+        {"one thread": threads(1), "two threads": threads(2), "stores, one": stores(1), "stores, two": stores(2)},
+        seconds=1.5,
+        check=check,
+    )

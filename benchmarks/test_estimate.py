@@ -6,8 +6,6 @@ The claim is less than a millisecond after opening for SmolLM2, whose 272 tensor
 from __future__ import annotations
 
 import io
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +13,9 @@ import mmgguf
 from mmgguf.estimates import Estimate
 from tests.support.build import F16, UINT32, Build
 from tests.support.models import Unavailable, smollm2
+
+from .conftest import Case
+from .turns import Contestant
 
 #: Layers, and tensors of each: an 8B model, and one of the size of DeepSeek-V3.
 HEADERS = {"8B: 32 layers, 291 tensors": (32, 9), "DeepSeek-V3: 61 layers, 1,100 tensors": (61, 18)}
@@ -33,41 +34,49 @@ def _header(layers: int, each: int) -> bytes:
 
 
 @pytest.mark.parametrize("label", HEADERS)
-def test_header(benchmark: Any, label: str) -> None:
-    benchmark.group = "estimate"
+def test_header(case: Case, label: str) -> None:
     data = _header(*HEADERS[label])
+    opened: list[mmgguf.Header] = []
 
-    def fresh() -> tuple[tuple[mmgguf.Header], dict[str, Any]]:
+    def fresh() -> None:
         # Records of tensors are made when they are asked for: an estimate after opening has to make them.
-        return (mmgguf.read_header(io.BytesIO(data)),), {}
+        opened[:] = [mmgguf.read_header(io.BytesIO(data))]
 
-    found: Estimate = benchmark.pedantic(mmgguf.estimate, setup=fresh, rounds=200)
-    assert found.kv_cache == 8192 * HEADERS[label][0] * 2 * 4096 * 2
-    assert found.weights == 512 * (3 + HEADERS[label][0] * HEADERS[label][1])
+    def check(_: str, found: Estimate) -> None:
+        layers, each = HEADERS[label]
+        assert found.kv_cache == 8192 * layers * 2 * 4096 * 2
+        assert found.weights == 512 * (3 + layers * each)
+
+    contestant = Contestant(lambda: mmgguf.estimate(opened[0]), fresh)
+    case.time(f"estimate/{label.partition(':')[0]}", {"mmgguf": lambda: contestant}, check=check, title=label)
 
 
-def test_open_file(benchmark: Any, tmp_path: Path) -> None:
-    benchmark.group = "estimate"
+def test_open_file(case: Case) -> None:
     try:
         path = smollm2()
     except Unavailable as error:
         pytest.skip(str(error))
-
     opened: list[mmgguf.GGUFFile] = []
 
-    def fresh() -> tuple[tuple[mmgguf.GGUFFile], dict[str, Any]]:
+    def fresh() -> None:
+        while opened:
+            opened.pop().close()
         opened.append(mmgguf.open(path))
-        return (opened[-1],), {"context": 8192}
 
-    found: Estimate = benchmark.pedantic(mmgguf.estimate, setup=fresh, rounds=200)
-    for f in opened:
-        f.close()
-    assert found.kv_cache == 180 << 20
-    assert found.exact == {"weights", "kv_cache", "recurrent_state", "output"}
+    def check(_: str, found: Estimate) -> None:
+        assert found.kv_cache == 180 << 20
+        assert found.exact == {"weights", "kv_cache", "recurrent_state", "output"}
+
+    contestant = Contestant(lambda: mmgguf.estimate(opened[0], context=8192), fresh)
+    case.time("estimate/SmolLM2", {"mmgguf": lambda: contestant}, check=check, title="SmolLM2: 272 tensors")
 
 
-def test_another_context(benchmark: Any) -> None:
+def test_another_context(case: Case) -> None:
     """What a table of contexts costs: the file is not looked at again."""
-    benchmark.group = "estimate"
     found = mmgguf.estimate(mmgguf.read_header(io.BytesIO(_header(61, 18))))
-    assert benchmark(found.replace, context=4096).kv_cache == (found.kv_cache or 0) // 2
+
+    def check(_: str, other: Estimate) -> None:
+        assert other.kv_cache == (found.kv_cache or 0) // 2
+
+    contestants = {"mmgguf": lambda: lambda: found.replace(context=4096)}
+    case.time("estimate/another context", contestants, check=check, title="another context of the same file")

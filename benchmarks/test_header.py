@@ -6,6 +6,7 @@ import io
 import mmap
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import mmgguf
 from mmgguf.bench.fields import read_fields
 from mmgguf.format.parser import parse_header
 
-from .conftest import Model, Timed
+from .conftest import Case
 from .counting import CountingFile
+from .files import Model
 
 KIB = 1024
 
@@ -70,24 +72,34 @@ WAYS: dict[str, Callable[[Any], tuple[int, int]]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_header(benchmark: Any, timed: Timed, model: Model, way: str) -> None:
-    benchmark.group = f"header: {model.label}"
+def test_header(case: Case, model: Model) -> None:
     with mmgguf.open(model.path) as file:
         expected = len(file.metadata), len(file)
         nbytes = file.shards[0].header.nbytes
 
-    with CountingFile(model.path) as counted:
-        assert WAYS[way](counted) == expected
-        calls = dict(counted.calls)
+    calls = {}
+    for name, way in WAYS.items():
+        with CountingFile(model.path) as counted:
+            assert way(counted) == expected
+            calls[name] = counted.total
 
-    def run() -> tuple[int, int]:
+    def run(way: Callable[[Any], tuple[int, int]]) -> tuple[int, int]:
         # Unbuffered: whatever buffers is the way's own.
         with io.FileIO(model.path) as file:
-            return WAYS[way](file)
+            return way(file)
 
-    assert timed(run) == expected
-    benchmark.extra_info.update(way=way, system_calls=sum(calls.values()), header_bytes=nbytes, **calls)
+    def check(_: str, result: tuple[int, int]) -> None:
+        assert result == expected
+
+    case.time(
+        f"header/{model.id}",
+        {name: lambda way=way: partial(run, way) for name, way in WAYS.items()},
+        seconds=0.15,
+        check=check,
+        title=model.title,
+        system_calls=calls,
+        header_bytes=nbytes,
+    )
 
 
 def test_system_calls_are_counted(tmp_path: Path) -> None:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import mmgguf
 
 from . import models
-from .conftest import Files, Timed
+from .conftest import Case
+from .files import Files
+from .turns import Contestant
+
+TIMES = (1, 2, 4, 8)
 
 
-@pytest.mark.parametrize("times", [1, 2, 4, 8])
 @pytest.mark.parametrize("what", ["tensors", "strings", "long strings"])
-def test_open(benchmark: Any, timed: Timed, files: Files, what: str, times: int) -> None:
-    path, count = scaled_file(files, what, times)
-    benchmark.group = f"scaling: open, by number of {what}"
-    benchmark.extra_info.update(what=what, count=count, times=times)
-    file = timed(lambda: mmgguf.open(path), finish=lambda file: file.close())
-    if what == "tensors":
-        assert len(file) == count
-    else:
-        assert file.metadata.array_info("tokenizer.ggml.tokens").count == count
+def test_open(case: Case, files: Files, what: str) -> None:
+    paths, counts = zip(*(scaled_file(files, what, times) for times in TIMES), strict=True)
+
+    def contestant(path: str) -> Callable[[], Contestant]:
+        return lambda: Contestant(lambda: mmgguf.open(path), finish=lambda file: file.close())
+
+    def check(name: str, file: mmgguf.GGUFFile) -> None:
+        found = len(file) if what == "tensors" else file.metadata.array_info("tokenizer.ggml.tokens").count
+        assert found == counts[TIMES.index(int(name[:-1]))]
+
+    contestants = {f"{times}×": contestant(path) for times, path in zip(TIMES, paths, strict=True)}
+    case.time(f"scaling/{what}", contestants, seconds=0.5, check=check, counts=list(counts))
 
 
 def scaled_file(files: Files, what: str, times: int) -> tuple[str, int]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -24,26 +22,18 @@ from typing import Any
 import pytest
 
 import mmgguf
+from mmgguf.bench.peers import Unavailable
 
-from .test_claims import Claim, claim, real_vocabularies
-
-__all__ = ["claim"]
+from . import node
+from .conftest import Case
+from .test_open import real_vocabularies
+from .turns import Contestant
 
 pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 SERVER = Path(__file__).parents[1] / "tests" / "support" / "server.py"
 PADDING = 32 << 20
-GGUF_JS = """
-import { gguf } from "@huggingface/gguf";
-const times = [];
-for (let i = 0; i < Number(process.argv[3]); i++) {
-  const began = performance.now();
-  await gguf(process.argv[2]);
-  times.push((performance.now() - began) / 1000);
-}
-console.log(JSON.stringify(times));
-"""
 
 
 class Served:
@@ -76,24 +66,9 @@ def served(path: Path, latency: float = 0.0, rate: float = 0.0, padding: int = 0
             process.stdin.close()
 
 
-@pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with @huggingface/gguf, and a script that times it."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("needs node and npm")
-    folder = tmp_path_factory.mktemp("node")
-    done = subprocess.run(
-        ["npm", "install", "--silent", "@huggingface/gguf"], cwd=folder, capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"npm has no @huggingface/gguf: {done.stderr[-200:]}")
-    (folder / "open.mjs").write_text(GGUF_JS)
-    return folder
-
-
 def header_files(smollm2: Path) -> dict[str, Path]:
-    vocabulary = [path for path in real_vocabularies() if path.stem == "ggml-vocab-llama-bpe"]
-    return {"SmolLM2": smollm2} | dict(zip(["Llama 3's vocabulary"], vocabulary, strict=False))
+    vocabulary = real_vocabularies().get("ggml-vocab-llama-bpe")
+    return {"SmolLM2": smollm2} | ({} if vocabulary is None else {"Llama 3's vocabulary": vocabulary})
 
 
 @pytest.fixture(params=["SmolLM2", "Llama 3's vocabulary"])
@@ -114,53 +89,47 @@ def smollm2_path() -> Path:
     return path
 
 
-def test_requests_for_a_header(claim: Claim, header_file: tuple[str, Path]) -> None:
+def test_header(case: Case, header_file: tuple[str, Path]) -> None:
+    """Requests and bytes; and seconds where each request takes 50 ms."""
     name, path = header_file
+    id_ = f"sources/{name}, header"
+    with mmgguf.open(path) as local:
+        names = sorted(local)
     with served(path, padding=PADDING) as server:
         with mmgguf.open(server.url) as f:
             nbytes = f.shards[0].header.nbytes
         ranges, sent = server.asked()
-    bar = "<= 3" if name == "SmolLM2" else "<= 6"
-    claim.check(f"open {name} from afar: requests", bar, lambda: float(len(ranges)), ratio_of_bytes=sent / nbytes)
+        case.keep(id_, title=name, requests=len(ranges), sent=sent, header_bytes=nbytes)
 
+    def of_node(url: str) -> Contestant:
+        _, found = node.seconds_to_open(url, 1)
+        assert sorted(found) == names
+        return Contestant(lambda: node.seconds_to_open(url, 2)[0], tells=True)
 
-def test_bytes_of_a_header(claim: Claim, header_file: tuple[str, Path]) -> None:
-    name, path = header_file
-    with served(path, padding=PADDING) as server:
-        with mmgguf.open(server.url) as f:
-            nbytes = f.shards[0].header.nbytes
-        _, sent = server.asked()
-    claim.check(f"open {name} from afar: bytes against those of the header", "<= 1.4", lambda: sent / nbytes)
-
-
-def test_time_for_a_header(claim: Claim, header_file: tuple[str, Path], node: Path) -> None:
-    name, path = header_file
-    rounds = 7 if claim.benchmark.enabled else 1
     with served(path, latency=0.05, padding=PADDING) as server:
-        ours = times(lambda: mmgguf.open(server.url).close(), rounds)
-        command = ["node", "open.mjs", server.url, str(rounds)]
-        theirs = json.loads(subprocess.run(command, cwd=node, capture_output=True, text=True, check=True).stdout)
-        hf_mem = times_of_hf_mem(server.url, rounds)
-        whole = times(lambda: download(server.url), 1)
-    claim.check(
-        f"open {name} from afar, 50 ms for each request: time against gguf.js",
-        "<= 0.5",
-        lambda: statistics.median(ours) / statistics.median(theirs),
-        seconds={"mmgguf": ours, "gguf.js": theirs, "hf-mem": hf_mem, "whole download": whole},
-    )
+        case.time(
+            id_,
+            {
+                "mmgguf": lambda: lambda: mmgguf.open(server.url).close(),
+                "gguf.js": lambda: of_node(server.url),
+                "hf-mem": lambda: hf_mem(server.url),
+            },
+            seconds=0.5,
+            latency=0.05,
+        )
 
 
-def test_one_tensor(claim: Claim, smollm2_path: Path) -> None:
+def test_one_tensor(case: Case, smollm2_path: Path) -> None:
     with served(smollm2_path) as server, mmgguf.open(server.url) as f:
         tensor = max(f.values(), key=lambda one: one.nbytes)
         server.asked()
         data = tensor.data
         ranges, sent = server.asked()
     assert data.nbytes == sent == tensor.nbytes
-    claim.check("read one tensor from afar: requests, for its bytes and no more", "<= 1", lambda: float(len(ranges)))
+    case.keep("sources/one tensor", requests=len(ranges), sent=sent)
 
 
-def test_all_tensors(claim: Claim, smollm2_path: Path) -> None:
+def test_all_tensors(case: Case, smollm2_path: Path) -> None:
     rate = 25e6
     with served(smollm2_path, latency=0.02, rate=rate) as server:
 
@@ -168,41 +137,28 @@ def test_all_tensors(claim: Claim, smollm2_path: Path) -> None:
             with mmgguf.open(server.url) as f:
                 assert len(mmgguf.load_file(f, dequantize=False)) == len(f)
 
-        load()
-        seconds = statistics.median(times(load, 5 if claim.benchmark.enabled else 1))
-    claim.check(
-        "load SmolLM2 from afar, 20 ms for each request, 25 MB/s for each connection: rate against one connection",
-        ">= 4",
-        lambda: smollm2_path.stat().st_size / seconds / rate,
-        seconds=seconds,
-    )
+        case.time(
+            "sources/all tensors",
+            {"mmgguf": lambda: load, "one connection": lambda: lambda: download(server.url)},
+            seconds=1.0,
+            nbytes=smollm2_path.stat().st_size,
+            rate=rate,
+        )
 
 
-def times(run: Callable[[], Any], rounds: int) -> list[float]:
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return seconds
-
-
-def times_of_hf_mem(url: str, rounds: int) -> list[float] | str:
-    """What hf-mem takes for a header, or why it was not measured."""
+def hf_mem(url: str) -> Callable[[], Any]:
+    """What hf-mem does to read a header."""
     try:
         fetch = importlib.import_module("hf_mem.gguf.fetch")
         httpx = importlib.import_module("httpx2")
-    except ImportError:
-        return "not installed"
+    except ImportError as error:
+        raise Unavailable("hf-mem is not installed") from error
 
     async def run() -> None:
         async with httpx.AsyncClient() as client:
             await fetch.fetch_gguf_metadata(client, url)
 
-    try:
-        return times(lambda: asyncio.run(run()), rounds)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+    return lambda: asyncio.run(run())
 
 
 def download(url: str) -> None:

@@ -5,16 +5,23 @@ Both make new float32 tensors of one weight; the same numbers come out, which is
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from mmgguf import GGMLType
 from mmgguf.bench.models import random_blocks
+from mmgguf.bench.peers import Unavailable
 from mmgguf.types import LAYOUTS
 
-from .conftest import Sizes, Timed
+from .conftest import Case
+from .files import Sizes
+from .test_dequantize import types
+
+__all__ = ["types"]
 
 torch = pytest.importorskip("torch")
 
@@ -41,10 +48,11 @@ def portable(packed: PackedTensor) -> Callable[[], Any]:
 
 
 def diffusers(packed: PackedTensor) -> Callable[[], Any]:
-    utils = pytest.importorskip("diffusers.quantizers.gguf.utils")
+    pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers")
+    utils = importlib.import_module("diffusers.quantizers.gguf.utils")
     kinds = {kind.name: kind for kind in utils.dequantize_functions}
     if packed.ggml_type.name not in kinds:
-        pytest.skip(f"diffusers has no {packed.ggml_type.name}")
+        raise Unavailable(f"diffusers has no {packed.ggml_type.name}")
     parameter = utils.GGUFParameter(packed.bytes(), quant_type=kinds[packed.ggml_type.name])
     return lambda: utils.dequantize_gguf_tensor(parameter).to(torch.float32)
 
@@ -52,19 +60,27 @@ def diffusers(packed: PackedTensor) -> Callable[[], Any]:
 WAYS = {"mmgguf.torch": ours, "mmgguf.torch, portable": portable, "diffusers": diffusers}
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("type_", TYPES, ids=lambda type_: type_.name)
-def test_dequantize_in_torch(benchmark: Any, timed: Timed, sizes: Sizes, type_: GGMLType, way: str) -> None:
-    blocks = random_blocks(type_, sizes.matrix)
-    raw = torch.from_numpy(blocks.view("u1").reshape(sizes.matrix[0], -1).copy())
+def test_dequantize_in_torch(case: Case, sizes: Sizes, types: list[GGMLType], type_: GGMLType) -> None:
+    if type_ not in types:
+        pytest.skip("not in the files that were given")
+    rows = max(sizes.matrix[0] // 4, 16)
+    blocks = random_blocks(type_, (rows, sizes.matrix[1]))
+    raw = torch.from_numpy(blocks.view("u1").reshape(rows, -1).copy())
     packed = PackedTensor.wrap(raw, type_)
-    run = WAYS[way](packed)
-    result = run()
-    # diffusers' functions round some products in float16.
-    scale = float(dequantize(packed).abs().max())
-    torch.testing.assert_close(result, dequantize(packed), rtol=0, atol=(2e-3 if way == "diffusers" else 0) * scale)
-    benchmark.group = f"dequantize in torch: {type_.name}"
-    timed(run, seconds=0.5)
-    benchmark.extra_info.update(
-        contestant=way, type=type_.name, written=result.nbytes, read=packed.nbytes, dtype=str(result.dtype)
+    expected = dequantize(packed)
+    scale = float(expected.abs().max())
+
+    def check(way: str, result: Any) -> None:
+        # diffusers' functions round some products in float16.
+        torch.testing.assert_close(result, expected, rtol=0, atol=(2e-3 if way == "diffusers" else 0) * scale)
+
+    contestants = {way: partial(make, packed) for way, make in WAYS.items()}
+    case.time(
+        f"dequantize in torch/{type_.name}",
+        contestants,
+        seconds=0.15,
+        check=check,
+        read=packed.nbytes,
+        written=expected.nbytes,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -71,3 +72,28 @@ numpydoc_xref_param_type = False
 
 copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
+
+
+def _show_results(app: object, name: str, source: list[str]) -> None:
+    """Put the page that `benchmarks.report` made into the page of measurements, with the charts of the site's theme."""
+    if name != "measurements":
+        return
+    results = HERE.parent / "benchmarks" / "results"
+    text = (results / "README.md").read_text("utf-8")
+    # One level below the page's own heading.
+    text = re.sub(r"^#", "##", text, flags=re.MULTILINE).replace(
+        "](results.json)", "](https://github.com/mmgguf/mmgguf/blob/main/benchmarks/results/results.json)"
+    )
+
+    def images(match: re.Match[str]) -> str:
+        return "\n".join(
+            f"```{{image}} ../benchmarks/results/{match[2]}{dark}.svg\n:alt: {match[1]}\n:class: only-{theme}\n```\n"
+            for dark, theme in (("", "light"), ("-dark", "dark"))
+        )
+
+    text = re.sub(r'<picture>.*?alt="([^"]*)" src="([\w-]+)\.svg".*?</picture>', images, text, flags=re.DOTALL)
+    source[0] = source[0].replace("<!-- results -->", text)
+
+
+def setup(app: object) -> None:
+    app.connect("source-read", _show_results)  # type: ignore[attr-defined]
