@@ -20,6 +20,7 @@ distributed = pytest.importorskip("distributed", reason="distributed is not inst
 pytest.importorskip("dask.array", reason="dask is not installed")
 
 import dask  # noqa: E402
+import dask.array as da  # noqa: E402
 
 from mmgguf.dask import compare_values, from_gguf, map_files, stats  # noqa: E402
 
@@ -46,6 +47,9 @@ def test_numbers_of_a_local_file(client: Any, model: Path) -> None:
     expected = mmgguf.load_file(model)
     (found,) = dask.compute(from_gguf(model, chunks="1 MiB"))
     assert {name: array.tobytes() for name, array in found.items()} == {n: a.tobytes() for n, a in expected.items()}
+    with mmgguf.open(model) as f:
+        array = da.from_array(f["blk.0.weight"], chunks=(128, -1))
+        assert array.compute().tobytes() == expected["blk.0.weight"].tobytes()
 
 
 def test_statistics_and_a_comparison(client: Any, model: Path, tmp_path: Path) -> None:
