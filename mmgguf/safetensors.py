@@ -39,7 +39,7 @@ from .format.target import replacing, require_other_file
 from .format.values import TypedValue
 from .format.writer import TypedTensor, write
 from .selection import Names, Progress, match, select, walk
-from .storage.local import open_descriptor
+from .storage.descriptors import open_descriptor
 from .types import LAYOUTS, GGMLType, ValueType
 
 __all__ = ["BLOCKS_KEY", "TYPES_KEY", "save_file", "to_gguf"]

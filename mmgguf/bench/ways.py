@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 import mmgguf
 
-from ..storage.local import read_at
+from ..storage.descriptors import read_at
 from ..types import layout_of
 from .peers import PEERS, Format, Peer
 

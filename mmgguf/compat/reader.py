@@ -21,7 +21,7 @@ from ..format.metadata import ArrayInfo
 from ..format.parser import parse_header
 from ..format.strings import Chain, StringArray, encoded_size
 from ..format.values import NUMBERS
-from ..storage.local import open_descriptor
+from ..storage.descriptors import open_descriptor
 from ..types import GGMLType, Layout, ValueType, byte_order_character, layout_of
 from .lazy import Array, ArrayParts, Index, NumberParts, Parts, StringParts
 from .peer import ENDIAN, GGUF, TENSOR_TYPES, VALUE_TYPES, added_type

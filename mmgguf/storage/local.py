@@ -20,105 +20,23 @@ call, or refuses it, it does nothing.
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import io
 import mmap
 import os
-import stat
 import sys
-import threading
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, NoReturn, SupportsIndex
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ClosedError, FileChangedError
 from .base import Access, Mode, Reference, Shape, Storage, StorageKind
-from .journal import require_settled
+from .descriptors import Descriptor, open_descriptor, read_at
+from .identity import Identity, header_digest, host
 from .pages import NO_RESERVE, PAGE, count_resident, lock_pages, map_range, reserves_nothing
 
-__all__ = [
-    "LOCAL_KINDS",
-    "Descriptor",
-    "LocalFile",
-    "MappedFile",
-    "ReadFile",
-    "open_descriptor",
-    "read_at",
-]
-
-
-class Identity(NamedTuple):
-    """What tells another process whether it has opened the same file.
-
-    Size and time of the last change alone do not: copies that keep times and images with fixed times have others'.
-    Where both processes see the same file systems, the file has to be the same one; everywhere, its header the same.
-
-    Attributes
-    ----------
-    size : int
-        In bytes, at opening.
-    mtime_ns : int
-        Time of the last change at opening, in nanoseconds.
-    host : bytes
-        Digest of what names the machine and its mounted file systems: where `device` and `inode` mean something.
-    device, inode : int
-        Which file it is on that host.
-    header_nbytes : int
-        How many bytes from the start of the file `header` is the digest of.
-    header : bytes
-        BLAKE2b digest of the header, 16 bytes.
-    """
-
-    size: int
-    mtime_ns: int
-    host: bytes
-    device: int
-    inode: int
-    header_nbytes: int
-    header: bytes
-
-
-class Descriptor(int):
-    """A file descriptor that is closed with the last reference to it.
-
-    A thread that is reading while another closes the file reads on: were the number free meanwhile, the next file
-    that is opened anywhere would get it, and be read in place of this one.
-    """
-
-    def __del__(self) -> None:
-        os.close(self)
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        # A copy would close the number a second time, when it may be another file's.
-        raise TypeError("an open file cannot be copied or pickled: send the GGUFFile or the Tensor")
-
-
-def open_descriptor(path: str | os.PathLike[str]) -> Descriptor:
-    """Open a regular file for reading and give its descriptor.
-
-    Raises
-    ------
-    OSError
-        What the system says; and for a directory, pipe or device, at once instead of waiting for a writer.
-    """
-    name = os.fspath(path)
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    # A pipe is opened without waiting for its other end, and a terminal without becoming ours.
-    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-    try:
-        descriptor = Descriptor(os.open(name, flags))
-    except ValueError:  # a NUL, or a character that file names cannot have
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
-    kind = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(kind):
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-        raise OSError(errno.EINVAL, "Not a regular file", name)
-    require_settled(os.fsdecode(name), descriptor)
-    return descriptor
+__all__ = ["LOCAL_KINDS", "LocalFile", "MappedFile", "ReadFile"]
 
 
 class LocalFile(Storage):
@@ -407,35 +325,6 @@ class ReadFile(LocalFile):
         return array
 
 
-def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """Fill a writable buffer of bytes from a file, and tell how much there was."""
-    done = 0
-    while done < len(buffer):
-        if hasattr(os, "preadv"):
-            # No more at a time than macOS takes.
-            count = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], offset + done)
-        else:
-            part = _pread(descriptor, min(len(buffer) - done, 1 << 24), offset + done)
-            count = len(part)
-            buffer[done : done + count] = part
-        if not count:
-            break
-        done += count
-    return done
-
-
-#: Windows has neither preadv nor pread.  One for all files, as descriptors may share a position.
-_position: Final = threading.Lock()
-
-
-def _pread(descriptor: int, count: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, count, offset)
-    with _position:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        return os.read(descriptor, count)
-
-
 # ---------------------------------------------------------------- opening
 
 
@@ -484,37 +373,3 @@ def require_identity(file: LocalFile, identity: Identity) -> None:
         problem = "it has the same size, time and header, but is another file (device and inode), perhaps a copy"
     if problem is not None:
         raise FileChangedError(f"{file.path}: is not the file that was sent: {problem}")
-
-
-def header_digest(descriptor: int, nbytes: int, path: str) -> bytes:
-    """Digest of the first `nbytes` bytes of an open file, read and not mapped, in pieces of 1 MiB."""
-    import hashlib  # takes longer to load than most of this package
-
-    digest = hashlib.blake2b(digest_size=16)
-    buffer = memoryview(bytearray(min(nbytes, 1 << 20)))
-    for start in range(0, nbytes, len(buffer) or 1):
-        piece = buffer[: nbytes - start]
-        if read_at(descriptor, piece, start) != len(piece):
-            raise FileChangedError(f"{path}: is shorter than its header of {nbytes} bytes: it was cut off")
-        digest.update(piece)
-    return digest.digest()
-
-
-@functools.cache
-def host() -> bytes:
-    """Digest of what names this machine and the file systems that this process sees.
-
-    On Linux the running kernel and the mount namespace, since containers of one kernel may have other devices for the
-    same file; elsewhere the machine's network name and address.
-    """
-    import hashlib  # takes longer to load than most of this package
-
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            name = f"{file.read().strip()} {os.stat('/proc/self/ns/mnt').st_ino}"
-    except OSError:
-        import platform
-        import uuid
-
-        name = f"{platform.node()} {uuid.getnode()}"
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from ..errors import ClosedError, FileChangedError, shown
 from .base import Mode, Shape, Storage, StorageKind
-from .local import LOCAL_KINDS, Descriptor, LocalFile, open_descriptor
+from .descriptors import Descriptor, open_descriptor
+from .local import LOCAL_KINDS, LocalFile
 
 __all__ = ["FileObject", "MemoryStorage", "is_buffer", "open_object"]
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor.placement_types import Placement, Replicate
 from ...errors import NameNotFoundError, shown
 from ...file import GGUFFile, Source, opened
 from ...selection import Names, Progress, select
-from ...storage.local import host
+from ...storage.identity import host
 from ...types import GGMLType
 from ..layers import QuantizedExperts
 from ..memory import numpy_dtype
