@@ -6,7 +6,9 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -14,12 +16,13 @@ import numpy as np
 import mmgguf
 
 from ..dequant import dequantize
-from ..types import GGMLType
+from ..types import LAYOUTS, GGMLType
 from . import measure, models
 from .fields import read_fields
 from .ggml import Unavailable, dequantize_in_c
 from .measure import Contestant, Timing, compare
 from .peers import PEERS, save_as
+from .verdict import Advice, advise, by_elements
 from .ways import WAYS, Way, page_sum
 
 __all__ = ["Row", "measure_all"]
@@ -27,7 +30,7 @@ __all__ = ["Row", "measure_all"]
 #: Bytes of tensors that are touched; of larger files the first tensors up to that many.
 MOST: Final = 1 << 30
 #: Seconds per contestant.
-SECONDS: Final = 0.7
+SECONDS: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +64,20 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """The file, a folder for others, and how long each contestant may run."""
+    """The file, a folder for others, how long each contestant may run, and what was opened and is used again."""
 
     path: str
     folder: str
     seconds: float
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def measure_all(
     path: str | None = None,
     progress: Callable[[int, int, str], Any] = lambda done, total, what: None,
     seconds: float = SECONDS,
-) -> tuple[list[Row], list[str]]:
-    """Run all comparisons.
+) -> tuple[list[Row], list[Advice], list[str]]:
+    """Run all comparisons, and measure what to do with the file.
 
     Parameters
     ----------
@@ -88,6 +92,8 @@ def measure_all(
     -------
     rows : list of Row
         The comparisons.
+    verdict : list of Advice
+        What to do on this machine, for this file; empty where it has no tensors.
     left_out : list of str
         What could not be compared, and why.
     """
@@ -100,11 +106,12 @@ def measure_all(
             ("a cold cache", _cold),
             ("dequantizing", _dequantizing),
         ]
-        total = len(steps) + 1
+        total = len(steps) + 2
         progress(0, total, "writing a model" if path is None else "reading the file")
         if path is None:
             path = os.path.join(folder, "model.gguf")
             models.llama(path, 0.25, tokens=32_000)
+        mmgguf.open(path).close()  # before any time is spent on a file that is none
         measure.warm_up(path)
         job = _Job(path, folder, seconds)
         rows: list[Row] = []
@@ -115,8 +122,10 @@ def measure_all(
                 rows.extend(step(job))
             except Unavailable as reason:
                 left_out.append(str(reason))
+        progress(total - 1, total, "the verdict")
+        verdict = advise(path, seconds)
         progress(total, total, "")
-        return rows, left_out + _missing()
+        return rows, verdict, left_out + _missing()
 
 
 def _missing() -> list[str]:
@@ -175,7 +184,9 @@ def _opening(job: _Job) -> Iterator[Row]:
     for name in ("mmgguf", "C library", "gguf-py"):
         peer = PEERS[name]
         if peer.version is not None:
-            contestants[name] = Contestant(_bound(peer.open, job.path), peer.close)
+            # Opening takes gguf-py seconds: what it has opened is used again.
+            finish = partial(job.kept.__setitem__, name) if name == "gguf-py" else peer.close
+            contestants[name] = Contestant(_bound(peer.open, job.path), finish)
     times = compare(contestants, job.seconds)
     meanings = {
         "C library": "llama.cpp's own reader makes every string at once, mmgguf only finds where they are",
@@ -212,7 +223,8 @@ def _access(job: _Job) -> Iterator[Row]:
     for name in ("mmgguf", "np.memmap", "gguf-py", "safetensors"):
         way = WAYS[name]
         try:
-            handles[name] = (way, way.open(_in_format(way, job.path, job.folder)))
+            handle = job.kept.pop(name, None) or way.open(_in_format(way, job.path, job.folder))
+            handles[name] = (way, handle)
         except Unavailable:
             continue
 
@@ -287,14 +299,20 @@ def _cold(job: _Job) -> Iterator[Row]:
     reason = measure.why_not_cold(job.path)
     if reason is not None:
         raise Unavailable(f"no cold cache here: {reason}")
-    times = _touch(job, names, lambda: measure.evict(job.path), ("mmgguf", "unbuffered (preadv)"))
-    measure.warm_up(job.path)
+    try:
+        times = _touch(job, names, lambda: measure.evict(job.path), ("mmgguf", "unbuffered (preadv)"))
+    except OSError as error:
+        raise Unavailable(f"no cold cache here: {error.strerror or error}") from error
+    finally:
+        measure.warm_up(job.path)
     meanings = {"unbuffered (preadv)": "after a restart the disk decides; the kernel reads ahead of mappings too"}
     yield from _rows("touch all pages, cold", times, "mmgguf", meanings)
 
 
 def _dequantizing(job: _Job) -> Iterator[Row]:
-    type_, shape = GGMLType.Q4_K, (1024, 4096)
+    with mmgguf.open(job.path) as file:
+        types = [type_ for type_ in by_elements(file.values()) if not LAYOUTS[type_].is_plain]
+    type_, shape = types[0] if types else GGMLType.Q4_K, (1024, 4096)
     blocks = models.random_blocks(type_, shape)
     out, theirs = np.empty(shape, np.float32), np.empty(shape, np.float32)
     contestants = {"mmgguf": Contestant(lambda: dequantize(blocks, type_, out=out, threads=1))}
@@ -306,11 +324,12 @@ def _dequantizing(job: _Job) -> Iterator[Row]:
         raw, number = blocks.view(np.uint8), gguf.GGMLQuantizationType(int(type_))
         contestants["gguf-py"] = Contestant(lambda: gguf.quants.dequantize(raw, number))
     if PEERS["C library"].version is not None:
-        function = dequantize_in_c(type_)
-        contestants["C library"] = Contestant(lambda: function(blocks, theirs))
+        with suppress(Unavailable):  # it has no function for some types
+            function = dequantize_in_c(type_)
+            contestants["C library"] = Contestant(lambda: function(blocks, theirs))
     times = compare(contestants, job.seconds)
     meanings = {
         "C library": "one thread each and the same bits; what competes with C is the extra 'fast' (numba)",
         "gguf-py": "what a conversion or an inspection of quantized weights waits for",
     }
-    yield from _rows("dequantize Q4_K, 16 MB", times, "mmgguf", meanings)
+    yield from _rows(f"dequantize {type_.name}, 16 MB", times, "mmgguf", meanings)

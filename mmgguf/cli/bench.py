@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .printing import is_terminal, print_json, print_lines, print_note, print_sentence, print_table
+from .printing import is_terminal, print_json, print_lines, print_note, print_sentence, print_table, safe
 
 if TYPE_CHECKING:
     from ..bench.quick import Row
+    from ..bench.verdict import Advice
 
 __all__ = ["bench"]
 
@@ -20,8 +23,8 @@ def bench(
 ) -> None:
     """Compare mapped, buffered and unbuffered reads, and the other libraries that are installed.
 
-    Takes less than a minute.  Without FILE it writes a model of 300 MB into a temporary folder.  Times are the best
-    of several runs.
+    Ends with a verdict: what to do on this machine, for this file.  Takes about half a minute.  Without FILE it writes
+    a model of 300 MB into a temporary folder.  Times are the best of several runs, and medians in the verdict.
     """
     # Imported here: the other subcommands should not wait for it.
     from rich.console import Console
@@ -33,19 +36,22 @@ def bench(
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
-        rows, left_out = measure_all(
+        rows, verdict, left_out = measure_all(
             file, lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
         )
     if as_json:
-        print_json({"rows": [_as_dict(row) for row in rows], "left_out": left_out})
+        advice = [dataclasses.asdict(one) for one in verdict]
+        print_json({"rows": [_as_dict(row) for row in rows], "verdict": advice, "left_out": left_out})
         return
     if not is_terminal():
         print_lines(
             (row.what, row.one, row.other, f"{row.seconds:.6g}", f"{row.other_seconds:.6g}", row.meaning)
             for row in rows
         )
+        print_lines(("verdict", one.about, one.answer, one.reason) for one in verdict)
     else:
         _print(rows)
+        _print_verdict(verdict, file)
     for reason in left_out:
         print_note(f"left out: {reason}")
 
@@ -68,20 +74,30 @@ def _print(rows: list[Row]) -> None:
         works.setdefault(row.what, []).append(row)
     for what, same in works.items():
         print_table(
-            (what, "takes", "with", "takes ", "ratio"),
+            (f"To {what},", "takes", "and", "takes ", "as long"),
             [
-                (row.one, duration(row.seconds), row.other, duration(row.other_seconds), _times(row.ratio) + "x")
+                (row.one, duration(row.seconds), row.other, duration(row.other_seconds), _times(row.ratio) + " times")
                 for row in same
             ],
-            right=("takes", "takes ", "ratio"),
-            flexible=what,
+            right=("takes", "takes ", "as long"),
+            flexible=f"To {what},",
         )
         for row in same:
-            print_sentence(f"{verdict(row)}: {row.meaning}.")
+            print_sentence(f"{in_words(row)}: {row.meaning}.")
         typer.echo()
 
 
-def verdict(row: Row) -> str:
+def _print_verdict(verdict: list[Advice], file: str | None) -> None:
+    if not verdict:
+        print_sentence("No verdict: the file has no tensors that can be loaded.")
+        return
+    what = "the generated model" if file is None else safe(os.path.basename(file))
+    print_sentence(f"On this machine, for {what}:")
+    for one in verdict:
+        print_sentence(f"* {one.about}: {one.answer}; {one.reason}.")
+
+
+def in_words(row: Row) -> str:
     """A row in words."""
     one, other = row.one, row.other
     if row.ratio >= 1.1:

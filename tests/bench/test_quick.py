@@ -10,9 +10,10 @@ import pytest
 
 import mmgguf
 from mmgguf import GGMLType
-from mmgguf.bench import measure, models, quick
+from mmgguf.bench import measure, models, quick, verdict
 from mmgguf.bench.fields import read_fields
 from mmgguf.bench.peers import PEERS, Unavailable
+from mmgguf.bench.verdict import advise
 from mmgguf.bench.ways import WAYS, byte_sum, page_sum
 from mmgguf.dequant import dequantize
 from mmgguf.types import LAYOUTS
@@ -20,6 +21,8 @@ from mmgguf.types import LAYOUTS
 from ..support import build
 
 pytest.importorskip("typer")
+
+ABOUT = {"storage", "access", "cold start", "threads", "numba", "loading everything"}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def test_random_blocks_are_ordinary_numbers(type_: GGMLType) -> None:
 
 def test_measure_all(model: str) -> None:
     told: list[tuple[int, int, str]] = []
-    rows, left_out = quick.measure_all(model, lambda *step: told.append(step), seconds=0.0)
+    rows, _, left_out = quick.measure_all(model, lambda *step: told.append(step), seconds=0.0)
     works = {row.what.split(" ")[0] for row in rows}
     assert works >= {"parse", "get", "touch"}
     assert all(row.seconds > 0 and row.other_seconds > 0 and row.meaning for row in rows)
@@ -120,8 +123,9 @@ def test_a_tensor_of_an_unknown_type_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     b = build.Build().start(2, 0).tensor(b"a", [8]).tensor(b"b", [8], 119, offset=32)
     path.write_bytes(bytes(b.data(bytes(64))))
-    rows, _ = quick.measure_all(str(path), lambda *step: None, seconds=0.0)
+    rows, advice, _ = quick.measure_all(str(path), lambda *step: None, seconds=0.0)
     assert any(row.what.startswith("touch") for row in rows)
+    assert {one.about for one in advice} == ABOUT
 
 
 def test_command(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +136,49 @@ def test_command(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick.measure_all, "__defaults__", (None, lambda *step: None, 0.0))
     done = CliRunner().invoke(app, ["bench", model, "--json"])
     assert done.exit_code == 0, done.output
-    rows = json.loads(done.stdout)["rows"]
+    result = json.loads(done.stdout)
+    rows, advice = result["rows"], result["verdict"]
+    assert {one["about"] for one in advice} == ABOUT
+    assert all(one["answer"] and "\n" not in one["reason"] for one in advice)
     assert {"what", "one", "other", "seconds", "other_seconds", "ratio", "meaning"} == set(rows[0])
     done = CliRunner().invoke(app, ["bench", model])
-    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [row["what"] for row in rows]
+    first = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    assert first == [row["what"] for row in rows] + ["verdict"] * len(advice)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"no model" * 100, None])
+def test_command_says_at_once_what_is_wrong_with_a_file(content: bytes | None, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from mmgguf.cli import app
+
+    path = tmp_path / "x.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    done = CliRunner().invoke(app, ["bench", str(path)])
+    assert done.exit_code == 1
+    assert not done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    assert "x.gguf" in done.stderr
+
+
+def test_a_file_without_tensors_has_no_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    mmgguf.write(path, {"general.architecture": "llama"}, {})
+    assert advise(str(path), 0.0) == []
+
+
+@pytest.mark.parametrize("reason", ["Function not implemented", None])
+def test_verdict_says_where_no_cold_start_can_be_made(
+    reason: str | None, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> None:
+        raise OSError(16, "pages stayed")
+
+    monkeypatch.setattr(verdict.measure, "why_not_cold", lambda path: reason)
+    monkeypatch.setattr(verdict.measure, "evict", fail)
+    monkeypatch.setattr(verdict, "_first_calls", lambda *_: None)
+    advice = {one.about: one for one in advise(model, 0.0)}
+    assert set(advice) == ABOUT
+    assert (reason or "pages stayed") in advice["cold start"].reason
+    assert advice["access"].answer == 'access="normal"'
