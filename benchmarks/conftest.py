@@ -298,7 +298,16 @@ def pytest_report_teststatus(report: Any, config: pytest.Config) -> tuple[str, s
     return None
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed:
+        _failed.append(_short(report.nodeid))
+
+
+_failed: list[str] = []
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--results", None)
     if path:
+        session.config.stash[RESULTS]["failed"] = list(dict.fromkeys(_failed))
         results.Results(session.config.stash[RESULTS]).save(path)

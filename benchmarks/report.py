@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         began = time.monotonic()
         run = _measure(options)
         if run is None:
-            print("benchmarks.report: a benchmark failed; no page was made", file=sys.stderr)
+            print("benchmarks.report: nothing was measured", file=sys.stderr)
             return 1
         if options.add and target.exists():
             run = merged(Results.load(target).data, run)
@@ -72,6 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"wrote {options.output / 'README.md'}, with results.json and {len(written)} charts")
     for sentence in results.shortcomings:
         print(sentence)
+    if results.failed and options.source is None:
+        print(f"benchmarks.report: failed, so nothing was updated: {', '.join(results.failed)}", file=sys.stderr)
+        print(f"to take what was measured: python -m benchmarks.report --from {target} --update", file=sys.stderr)
+        return 1
     if options.update:
         return _update(results)
     print("the tracked results are as they were; --update replaces them")
@@ -101,7 +105,7 @@ def _problem(options: argparse.Namespace) -> str | None:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Run the suite in a process of its own; what it measured, or None where a benchmark failed."""
+    """Run the suite in a process of its own; what it measured, or None where that broke off."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.json"
         command = [sys.executable, "-m", "pytest", "-q", "-q", "--no-header", "-rfE", "-W", "ignore"]
@@ -109,11 +113,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any] | None:
         command += [f"--file={os.path.abspath(path)}" for path in options.file]
         command += ["--small"] * options.small + ["--drop-files"] * options.drop_files
         command += [str(HERE / f"test_{name}.py") for name in options.modules or MODULES]
-        status = subprocess.run(command, cwd=HERE.parent, check=False).returncode
-        # 5: nothing was collected, as with modules that measure nothing of a file that was given.
-        if status not in (0, 5) or not path.exists():
-            return None
-        return Results.load(path).data
+        subprocess.run(command, cwd=HERE.parent, check=False)
+        return Results.load(path).data if path.exists() else None
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str | None:
@@ -144,6 +145,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         "cases": {**cases, **new["cases"]},
         "benchmarks": kept + new["benchmarks"],
         "seconds": {**seconds, **new["seconds"]},
+        "failed": [id_ for id_ in old.get("failed", []) if id_.partition(":")[0] not in gone] + new.get("failed", []),
         "load": {**{id_: old["load"][id_] for id_ in seconds}, **new["load"]},
     }
 
@@ -158,8 +160,8 @@ def write(results: Results, folder: Path) -> list[Path]:
 
         written.extend(getattr(charts, kind)(folder, name, title, note, **data))
 
+    results.save(folder / "results.json")  # first: measuring took minutes
     text = page.page(results, draw)
-    results.save(folder / "results.json")
     (folder / "README.md").write_text(text, "utf-8")
     return written
 

@@ -63,7 +63,7 @@ class Panel:
 
 def empty(**about: Any) -> dict[str, Any]:
     """A run in which nothing was measured yet."""
-    return {**about, "modules": [], "load": {}, "seconds": {}, "benchmarks": [], "cases": {}}
+    return {**about, "modules": [], "failed": [], "load": {}, "seconds": {}, "benchmarks": [], "cases": {}}
 
 
 def entry(case: str, contestant: str, stats: Mapping[str, Any], module: str) -> dict[str, Any]:
@@ -159,6 +159,11 @@ class Results:
         return not self.shortcomings
 
     @property
+    def failed(self) -> list[str]:
+        """The benchmarks that failed: nothing of them is kept."""
+        return list(self.data.get("failed", []))
+
+    @property
     def shortcomings(self) -> list[str]:
         """What it lacks of the whole suite, as sentences."""
         found = []
@@ -166,6 +171,8 @@ class Results:
             found.append(f"It measured only files that were given: {', '.join(self.data['files'])}.")
         if self.data["sizes"] != "full":
             found.append("Its files were small: this shows that the suite works, not how fast anything is.")
+        if self.failed:
+            found.append(f"These failed: {', '.join(self.failed)}.")
         loads = sorted(self.data.get("load", {}).values())
         if loads and (load := loads[len(loads) // 2]) > BUSY:
             found.append(

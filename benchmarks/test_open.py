@@ -195,7 +195,7 @@ def test_strings_first_in_a_process(case: Case, files: Files, name: str, tmp_pat
             lambda: fresh_seconds(f"kept = PEERS['C library'].open({path!r})", tmp_path, setup), tells=True
         )
 
-    case.time(f"strings first/{name}", {"mmgguf": ours, "C library": theirs}, seconds=2.0)
+    case.time(f"strings first/{name}", {"mmgguf": ours, "C library": theirs}, seconds=1.5)
 
 
 # ---------------------------------------------------------------- small things
@@ -207,7 +207,7 @@ def test_import(case: Case, tmp_path: Path) -> None:
         return lambda: Contestant(lambda: fresh_seconds(statement, tmp_path), tells=True)
 
     contestants = {"mmgguf": fresh("import mmgguf"), "numpy, ml_dtypes": fresh("import numpy, ml_dtypes")}
-    case.time("import/fresh process", contestants, seconds=2.0)
+    case.time("import/fresh process", contestants, seconds=1.5)
 
 
 def test_every_small_tensor(case: Case, files: Files) -> None:

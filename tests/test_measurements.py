@@ -193,6 +193,7 @@ def test_a_partial_run_says_so() -> None:
     for changes, expected in (
         ({"files": ["mine"]}, "only files that were given: mine"),
         ({"sizes": "small"}, "files were small"),
+        ({"failed": ["open: open[many]"]}, "These failed: open: open[many]"),
         ({"load": {"a": 1.0, "b": 7.0, "c": 9.0}}, "kept the machine busy (7 for each processor)"),
         ({"all_modules": ["access", "open"]}, "left out: access"),
     ):
