@@ -1,11 +1,17 @@
 """Stored blocks into torch's numbers on the CPU, per type: `mmgguf.torch.dequantize` and diffusers' function.
 
 Both make new float32 tensors of one weight; the same numbers come out, which is asserted.  One thread each.
+
+    pytest benchmarks/test_torch.py
+    python -m benchmarks.test_torch [ROUNDS]    # a table of the types that diffusers has, in turns, as Markdown
 """
 
 from __future__ import annotations
 
 import importlib
+import statistics
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -84,3 +90,40 @@ def test_dequantize_in_torch(case: Case, sizes: Sizes, types: list[GGMLType], ty
         read=packed.nbytes,
         written=expected.nbytes,
     )
+
+
+def in_turns(type_: GGMLType, shape: tuple[int, int], rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of `rounds` runs of ours and of diffusers' function, one after the other."""
+    raw = torch.from_numpy(random_blocks(type_, shape).view("u1").reshape(shape[0], -1).copy())
+    packed = PackedTensor.wrap(raw, type_)
+    runs = [ours(packed), diffusers(packed)]
+    times: list[list[float]] = [[], []]
+    for turn in range(rounds + 1):
+        for run, of in zip(runs, times, strict=True):
+            began = time.perf_counter()
+            run()
+            if turn:  # the first warms up
+                of.append(time.perf_counter() - began)
+    return times[0], times[1]
+
+
+def main() -> None:
+    from diffusers.quantizers.gguf.utils import dequantize_functions
+
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    torch.set_num_threads(1)
+    shape = (4096, 4096)
+    known = {kind.name for kind in dequantize_functions}
+    print(f"float32 of {shape[0]} x {shape[1]}, one thread, medians of {rounds} in turns (quartiles of the ratio)\n")
+    print("| type | mmgguf.torch, ms | diffusers, ms | times |\n|---|---|---|---|")
+    for type_ in TYPES:
+        if type_.name not in known:
+            continue
+        mine, theirs = in_turns(type_, shape, rounds)
+        low, middle, high = statistics.quantiles([b / a for a, b in zip(mine, theirs, strict=True)], n=4)
+        ms = [f"{statistics.median(times) * 1e3:.1f}" for times in (mine, theirs)]
+        print(f"| {type_.name} | {ms[0]} | {ms[1]} | {middle:.1f} ({low:.1f} to {high:.1f}) |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -42,7 +42,7 @@ def from_gguf(
     dtype : torch.dtype, default torch.float32
         What the model computes in.
     device : torch.device or str, default "cpu"
-        Where the model goes.
+        Where the model goes; ``"meta"`` gives its modules without any data.
     progress : callable, optional
         Called with (bytes done, bytes in all).
 
@@ -114,9 +114,10 @@ def empty_model(f: GGUFFile, dtype: torch.dtype) -> Any:
 
 def finish(model: Any, f: GGUFFile, device: torch.device) -> None:
     """Make a model whose weights are filled ready to generate."""
-    with _refusals(f):
-        _compute_buffers(model, device)
-    _apply_rope_factors(model, f)
+    if device.type != "meta":
+        with _refusals(f):
+            _compute_buffers(model, device)
+        _apply_rope_factors(model, f)
     _set_generation(model, f)
     model.eval()
 

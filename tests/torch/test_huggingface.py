@@ -6,6 +6,7 @@ Each makes and runs models: slow.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import mmgguf
+import mmgguf.edit
 from mmgguf import ValueType
 
 pytest.importorskip("torch")
@@ -127,6 +129,19 @@ def test_what_is_missing_or_unknown_is_said(tmp_path: Path) -> None:
         from_gguf(tmp_path / "heads.gguf")
 
 
+def test_sources_of_every_kind(tmp_path: Path) -> None:
+    tiny = MODELS[0]
+    path = write(tmp_path / "m.gguf", tiny, original(tiny), gguf.GGMLQuantizationType.Q8_0)
+    expected = logits(from_gguf(path))
+    mmgguf.edit.split(path, tmp_path / "shard", max_tensors=5)
+    shards = sorted(tmp_path.glob("shard-*"))
+    for source in (io.BytesIO(path.read_bytes()), shards[0], mmgguf.open(path, storage="read")):
+        assert torch.equal(logits(from_gguf(source)), expected)
+    modules = from_gguf(path, device="meta")
+    assert {value.device.type for value in modules.state_dict().values()} == {"meta"}
+    assert isinstance(modules.model.layers[0].self_attn.q_proj, QuantizedLinear)
+
+
 def test_weights_that_are_integers_are_refused(tmp_path: Path) -> None:
     tiny = MODELS[0]
     path = write(tmp_path / "m.gguf", tiny, original(tiny))
@@ -188,7 +203,7 @@ def test_copies_and_closed_files(tmp_path: Path) -> None:
     assert torch.equal(logits(duplicate), expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
 def test_another_dtype_afterwards(name: str, tmp_path: Path) -> None:
     (tiny,) = (tiny for tiny in MODELS if tiny.id == name)
     path = write(tmp_path / "m.gguf", tiny, original(tiny), gguf.GGMLQuantizationType.Q8_0)
