@@ -3,7 +3,8 @@
 Both make new float32 tensors of one weight; the same numbers come out, which is asserted.  One thread each.
 
     pytest benchmarks/test_torch.py
-    python -m benchmarks.test_torch [ROUNDS]    # a table of the types that diffusers has, in turns, as Markdown
+    python -m benchmarks.test_torch             # a table of the types that diffusers has, in turns, as Markdown
+    python -m benchmarks.test_torch 9 Q4_K Q6_K # rounds, and types
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def main() -> None:
     print(f"float32 of {shape[0]} x {shape[1]}, one thread, medians of {rounds} in turns (quartiles of the ratio)\n")
     print("| type | mmgguf.torch, ms | diffusers, ms | times |\n|---|---|---|---|")
     for type_ in TYPES:
-        if type_.name not in known:
+        if type_.name not in (known & set(sys.argv[2:]) if sys.argv[2:] else known):
             continue
         mine, theirs = in_turns(type_, shape, rounds)
         low, middle, high = statistics.quantiles([b / a for a, b in zip(mine, theirs, strict=True)], n=4)
