@@ -153,21 +153,26 @@ def exchanged(want: Want, mesh: DeviceMesh, at: Sequence[int], timeout: float) -
     widths = [want.nbytes_of(one.columns) for one in parts]
     edges = [want.tensor.layout.row_size(one.columns[0]) for one in parts]
     starts = [total * i // count for i in range(count + 1)]
-    step = max(1, _PIECE // max(1, sum(widths)))
+    # Small pieces, since gloo holds memory in proportion to them.
+    step = max(1, _PIECE // 4 // max(1, sum(widths)))
     for a, b in whole.pieces(starts[mine], starts[mine + 1]):
         ask(want, a, b)
+    # The same memory for every piece: malloc would keep what comes and goes.
+    leaving = np.empty(min(step, max(1, total)) * sum(widths), np.uint8)
+    arriving = torch.empty(min(step, max(1, total)) * count * widths[mine], dtype=torch.uint8, device=device)
     for done in range(0, max(b - a for a, b in itertools.pairwise(starts)), step):
         spans = [(min(a + done, b), min(a + done + step, b)) for a, b in itertools.pairwise(starts)]
+        n, place = spans[mine][1] - spans[mine][0], 0
         rows = [_rows(want, a, b, whole.columns) for a, b in whole.pieces(*spans[mine])]
-        pieces = (
-            [np.concatenate([r[:, e : e + w] for r in rows]).reshape(-1) for e, w in zip(edges, widths, strict=True)]
-            if rows
-            else []
-        )
-        outgoing = _sendable(np.concatenate(pieces) if pieces else np.empty(0, np.uint8), device)
+        for edge, width in zip(edges, widths, strict=True):
+            target = leaving[place : place + n * width].reshape(n, width)
+            if rows:
+                np.concatenate([some[:, edge : edge + width] for some in rows], out=target)
+            place += n * width
         counts = [(b - a) * widths[mine] for a, b in spans]
-        incoming = torch.empty(sum(counts), dtype=torch.uint8, device=device)
-        given = [(spans[mine][1] - spans[mine][0]) * width for width in widths]
+        incoming = arriving[: sum(counts)]
+        outgoing = torch.from_numpy(leaving[:place]).to(device)
+        given = [n * width for width in widths]
         work = dist.all_to_all_single(incoming, outgoing, counts, given, group=group, async_op=True)
         wait(work, timeout, f"{want.tensor.name}: exchange of columns")
         received = incoming.cpu().numpy()
