@@ -35,7 +35,7 @@ _ELEMENTS: Final = 1 << 22
 #: How many types are measured: those with the most elements.
 _TYPES: Final = 3
 #: Seconds that the first calls in a new process may take.
-_PATIENCE: Final = 15.0
+_PATIENCE: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)

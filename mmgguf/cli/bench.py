@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .printing import is_terminal, print_json, print_lines, print_note, print_sentence, print_table, safe
+from .printing import is_terminal, print_json, print_lines, print_note, print_sentence, print_table, safe, terminal
 
 if TYPE_CHECKING:
     from ..bench.quick import Row
     from ..bench.verdict import Advice
 
 __all__ = ["bench"]
+
+#: Columns below which a table is stacked.
+_TABLE = 64
 
 
 def bench(
@@ -73,6 +76,8 @@ def _print(rows: list[Row]) -> None:
     for row in rows:
         works.setdefault(row.what, []).append(row)
     for what, same in works.items():
+        if terminal().width < _TABLE:  # what is stacked has no header
+            print_sentence(f"To {what}:")
         print_table(
             (f"To {what},", "takes", "and", "takes ", "as long"),
             [
