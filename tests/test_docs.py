@@ -111,6 +111,8 @@ def folder(
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+# peft asks transformers in a way that is about to go.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     "block",
     [pytest.param(block, marks=[pytest.mark.slow] * block.is_slow, id=block.id) for block in BLOCKS],
