@@ -146,8 +146,10 @@ def loose_figures(text: str) -> list[str]:
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     text = BLOCK.sub("", text)
     text = re.sub(r"`[^`\n]*`", "", INLINE.sub("", text))
-    found = []
+    found, dated = [], False
     for paragraph in re.split(r"\n\s*\n", text):
-        if not DATED.search(paragraph) and "<!-- not measured -->" not in paragraph:
+        # A table has the date of the paragraph above it.
+        dated = bool(DATED.search(paragraph)) or (dated and paragraph.startswith("|"))
+        if not dated and "<!-- not measured -->" not in paragraph:
             found += FIGURE.findall(paragraph)
     return found

@@ -133,6 +133,7 @@ def test_figures() -> None:
         ("<!-- =run -->takes 5 s<!-- = -->", []),
         ("took 0.7 s (2026-11-24, AMD EPYC)", []),
         ("```\n5 s\n```", []),
+        ("On 2026-11-24:\n\n| 5 s |\n\n7 s", ["7 s"]),
         ("Q4_K of `timeout=5 s`, 27 types, 98 MB, 8 times as many", []),
     ],
 )
