@@ -93,7 +93,11 @@ def load_file(
     """
     with opened(source) as f:
         chosen = {name: result_dtype(f[name], dtype, dequantize) for name in select(f, names)}
-        converted = [name for name, target in chosen.items() if f[name].layout.stored(f.byte_order) != target]
+        converted = {
+            name
+            for name, target in chosen.items()
+            if (dequantize or f[name].layout.is_plain) and f[name].layout.stored(f.byte_order) != target
+        }
         pieces = Pieces([f[name].size * chosen[name].itemsize for name in converted])
         batches, arrays = Batches(), dict[str, npt.NDArray[Any]]()
         for tensor in walk(f, chosen, progress):

@@ -94,11 +94,14 @@ def test_options_are_the_same_everywhere(where: str) -> None:
     assert {p.name: p.default for p in options if p.name in OPTIONS}.items() <= OPTIONS.items()
 
 
-def test_stored_blocks(all_types: Path) -> None:
-    arrays = mmgguf.load_file(all_types, dequantize=False)
-    for name, tensor in cases.BY_ID["all-types"].tensors.items():
-        assert_bits(arrays[name], tensor.blocks)
-        assert not arrays[name].flags.writeable
+@pytest.mark.parametrize("case_id", ["all-types", "all-types-big"])
+def test_stored_blocks(case_id: str, tmp_path: Path) -> None:
+    path = cases.BY_ID[case_id].write(tmp_path)
+    arrays = mmgguf.load_file(path, dequantize=False)
+    with mmgguf.open(path) as f:
+        for name, tensor in cases.BY_ID[case_id].tensors.items():
+            assert_bits(arrays[name], tensor.blocks if LAYOUTS[tensor.type].is_plain else f[name].data)
+            assert case_id.endswith("big") or not arrays[name].flags.writeable
 
 
 def test_read_instead_of_mapped(all_types: Path) -> None:
