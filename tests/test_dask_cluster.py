@@ -116,11 +116,11 @@ def test_workers_read_no_more_of_a_cold_file_than_they_compute(client: Any, tmp_
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with mmgguf.open(path) as f:
         tensor = f["blk.0.weight"]
-        f.release()  # what was read ahead behind the header
+        array = from_gguf(f, names=tensor.name, chunks=tensor.shape[0] // 16)[tensor.name]
+        f.release()  # what the kernel read ahead behind the header when this process read that
         before = f.resident()
         if before > f.nbytes // 20:
             pytest.skip("this file system keeps its pages")
-        array = from_gguf(f, names=tensor.name, chunks=tensor.shape[0] // 16)[tensor.name]
         # Every fourth chunk, so that a read-ahead would show.
         dask.compute([array.blocks[i].sum() for i in range(0, 16, 4)])
         part = tensor.nbytes // 4

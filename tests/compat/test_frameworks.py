@@ -1,6 +1,6 @@
 """Programs that use pip's gguf, with and without `mmgguf.compat.install`: transformers and diffusers.
 
-They are not among the test dependencies (half a gigabyte, and minutes of CI): who has them runs these tests.
+They are not among the test dependencies (half a gigabyte): who has them, as CI has, runs these tests.
 """
 
 from __future__ import annotations
