@@ -109,16 +109,16 @@ def served(path: Path, latency: float = LATENCY, rate: float = RATE) -> Iterator
 
 
 def scaling(model: Path, workers: int) -> dict[str, Any]:
-    """Seconds with so many workers, the least of three runs: statistics of a local file, arrays from a server."""
+    """Seconds with so many workers, quartiles of five runs: statistics of a local file, arrays from a server."""
     import dask
 
     from mmgguf.dask import from_gguf, stats
 
     with served(model) as (url, _), cluster(workers) as client:
         client.run(warm, str(model))
-        local = least(lambda: dask.compute(stats(model)))
+        local = quartiles(lambda: dask.compute(stats(model)))
         arrays = from_gguf(url, names="blk.?.*", dequantize=False, chunks=SERVED_CHUNKS)
-        remote = least(lambda: dask.compute([each(a, size, int) for a in arrays.values()]))
+        remote = quartiles(lambda: dask.compute([each(a, size, int) for a in arrays.values()]))
     return {"statistics": local, "server": remote, "bytes": sum(array.nbytes for array in arrays.values())}
 
 
@@ -141,13 +141,14 @@ def size(block: Any) -> Any:
     return np.full((1,) * block.ndim, block.nbytes)
 
 
-def least(action: Callable[[], Any], rounds: int = 3) -> float:
+def quartiles(action: Callable[[], Any], rounds: int = 5) -> list[float]:
+    """Seconds that an action takes: the first quartile, the median, the third."""
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
         action()
         times.append(time.perf_counter() - began)
-    return min(times)
+    return statistics.quantiles(times, method="inclusive")
 
 
 def reading(model: Path) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def read_bytes() -> int:
 
 
 def overhead(model: Path) -> dict[str, Any]:
-    """Microseconds that Dask adds to each chunk, beside what its reading takes in a loop; medians of three."""
+    """Microseconds that Dask adds to each chunk, beside what its reading takes in a loop; medians of five."""
     import dask
 
     from mmgguf.dask import _read, _reference, from_gguf
@@ -235,7 +236,7 @@ def overhead(model: Path) -> dict[str, Any]:
 
 def middle(action: Callable[[], Any]) -> float:
     action()
-    return statistics.median(least(action, 1) for _ in range(3))
+    return quartiles(action)[1]
 
 
 def graph(model: Path) -> dict[str, Any]:
@@ -250,7 +251,7 @@ def graph(model: Path) -> dict[str, Any]:
         found: dict[str, Any] = {"bytes": path.stat().st_size}
         for name, build in {"from_gguf": lambda: from_gguf(path), "stats": lambda: stats(path)}.items():
             gc.collect()
-            found[f"{name}_seconds"] = least(build)
+            found[f"{name}_seconds"] = quartiles(build)[1]
             tasks = [t for one in build().values() for t in dict(one.__dask_graph__()).values()]
             found[f"{name}_tasks"] = len(tasks)
             found[f"{name}_largest_task"] = max(len(pickle.dumps(task)) for task in tasks)
@@ -291,10 +292,19 @@ def chart(results: dict[str, Any], path: Path) -> None:
     axes.plot(workers, workers, color=ink, linewidth=1, linestyle=":", label="as many times as workers")
     for label, (key, colour, marker) in lines.items():
         seconds = {n: results[f"scaling-{n}"][key] for n in workers}
-        speeds = [seconds[1] / seconds[n] for n in workers]
-        text = f"{label}: {seconds[1]:.1f} s with one"
-        axes.plot(workers, speeds, color=colour, marker=marker, linewidth=2, label=text)
-        axes.annotate(f"{seconds[4]:.1f} s", (4, speeds[-1]), xytext=(8, -4), textcoords="offset points", color=colour)
+        one = seconds[1][1]
+        speeds = [one / seconds[n][1] for n in workers]
+        # From the first quartile of the times to the third: a shorter time is a higher speed.
+        whiskers = [
+            [one / seconds[n][1] - one / seconds[n][2] for n in workers],
+            [one / seconds[n][0] - one / seconds[n][1] for n in workers],
+        ]
+        axes.errorbar(
+            workers, speeds, whiskers, color=colour, marker=marker, linewidth=2, capsize=3,
+            label=f"{label}: {one:.1f} s with one",
+        )  # fmt: skip
+        text = f"{seconds[4][1]:.1f} s"
+        axes.annotate(text, (4, speeds[-1]), xytext=(10, -4), textcoords="offset points", color=colour)
     axes.set_xticks(workers)
     axes.set_xlim(0.8, 4.6)
     axes.set_ylim(0, 5.6)
