@@ -62,8 +62,8 @@ class GGUFFile(Mapping[str, Tensor]):
         # No property: jedi, which completes in notebooks, fails on one that returns a Literal.
         self.byte_order: ByteOrder = shards[0].header.byte_order
         # Which shard has a tensor.  Its info comes from there, and is made when it is asked for.
-        self._where: dict[str, Shard] = {}
-        for shard in shards:
+        self._where: dict[str, Shard] = dict.fromkeys(shards[0].header.tensors, shards[0])
+        for shard in shards[1:]:
             self._where.update(dict.fromkeys(shard.header.tensors, shard))
         self._closed = False
         for shard in shards:

@@ -116,14 +116,23 @@ class TensorInfos(Mapping[str, TensorInfo]):
         The tensor infos as the file has them, one after another, and 64 bytes more.
     records : Records
         How the file stores its fields.
+    places : ndarray of intp, optional
+        The values of `infos`, where they are an array already.
     """
 
-    __slots__ = ("_infos", "_records", "_stored")
+    __slots__ = ("_infos", "_places", "_records", "_stored")
 
-    def __init__(self, infos: dict[str, int | TensorInfo], stored: bytes, records: Records) -> None:
-        self._infos = infos
+    def __init__(
+        self,
+        infos: dict[str, int | TensorInfo] | dict[str, int],
+        stored: bytes,
+        records: Records,
+        places: npt.NDArray[np.intp] | None = None,
+    ) -> None:
+        self._infos = cast(dict[str, int | TensorInfo], infos)
         self._stored = stored
         self._records = records
+        self._places = places
 
     def __getitem__(self, name: str) -> TensorInfo:
         info = self._infos[name]
@@ -172,7 +181,9 @@ class TensorInfos(Mapping[str, TensorInfo]):
 
     def places(self) -> tuple[bytes, npt.NDArray[np.intp]]:
         """The tensor infos as the file has them, and where in these each n_dims is; before any record is made."""
-        return self._stored, np.array(list(self._infos.values()), np.intp)
+        if self._places is None:
+            self._places = np.array(list(self._infos.values()), np.intp)
+        return self._stored, self._places
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
+import numpy.typing as npt
 
 from .constants import MAX_DIMS_READ
 from .records import Records
@@ -10,8 +13,12 @@ from .strings import decode
 
 __all__ = ["ordinary_infos"]
 
+_NOWHERE: Final = np.empty(0, np.intp)
 
-def ordinary_infos(data: bytes, start: int, count: int, records: Records) -> tuple[dict[str, int], int]:
+
+def ordinary_infos(
+    data: bytes, start: int, count: int, records: Records
+) -> tuple[dict[str, int], npt.NDArray[np.intp], int]:
     """Tensor infos from `start` on, as far as they are whole, if all these have names below 256 bytes.
 
     Where the next one begins is told by two bytes, the lowest of the name's length and of n_dims.  That these were the
@@ -32,36 +39,41 @@ def ordinary_infos(data: bytes, start: int, count: int, records: Records) -> tup
     -------
     infos : dict
         By name: where in `data` its n_dims is.  Empty where one is not ordinary, or a name comes twice.
+    places : ndarray of intp
+        The same places as an array.
     stop : int
         Where the last one ends.
     """
-    width, low_of_length, low_of_n_dims = records.width, records.low[records.width], records.low[4]
+    width, low = records.width, records.low[4]
+    to_length, gap = records.low[width] - width, 16 + width
     text = str(data, "latin-1")  # which has a character for each byte
     names, ends = list[str](), list[int]()
-    stop = start
+    begin = start + width
     try:
         for _ in range(count):
-            end = stop + width + data[stop + low_of_length]
-            n_dims = data[end + low_of_n_dims]
-            names.append(text[stop + width : end])
+            end = begin + data[begin + to_length]
+            following = end + gap + width * data[end + low]
+            names.append(text[begin:end])
             ends.append(end)
-            stop = end + 16 + width * n_dims
+            begin = following
     except IndexError:  # at the end of the data
         pass
-    if ends and stop > len(data):
-        stop = ends.pop() - len(names.pop()) - width
+    if ends and begin - width > len(data):
+        begin = ends.pop() - len(names.pop())
     if not ends:
-        return {}, start
+        return {}, _NOWHERE, start
     joined = "\0".join(names)
     if not joined.isascii():
         names = decode(joined.encode("latin-1")).split("\0")
     infos = dict(zip(names, ends, strict=False))
-    places = np.array(ends)
+    places = np.array(ends, np.intp)
     dims = records.numbers_of(data, 4)[places].astype(np.intp)
     if dims.max() > MAX_DIMS_READ:
-        return {}, start
+        return {}, _NOWHERE, start
     starts = np.empty_like(places)
     starts[0], starts[1:] = start, (places + dims * width)[:-1] + 16
     lengths = records.numbers_of(data, width)[starts].astype(np.intp)
     is_exact = not np.count_nonzero(places - starts - lengths - width)
-    return (infos, stop) if is_exact and len(infos) == len(names) == len(ends) else ({}, start)
+    if is_exact and len(infos) == len(names) == len(ends):
+        return infos, places, begin - width
+    return {}, _NOWHERE, start

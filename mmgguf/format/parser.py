@@ -236,11 +236,10 @@ class _Parser:
             if position + width > len(buffer):
                 fetch(width)
             if is_new:
-                several, stop = ordinary_infos(buffer, position, count - number, records)
-                if several and not infos:
-                    infos.update(several)  # `origin` is `beginning` still
-                    position = stop
-                    continue
+                several, places, stop = ordinary_infos(buffer, position, count - number, records)
+                if len(several) == count:  # as in most files; `origin` is `beginning` still
+                    stored = buffer[:stop] + bytes(8 * MAX_DIMS_READ)
+                    return TensorInfos(several, stored, records, places), origin + stop
                 if several and infos.keys().isdisjoint(several):
                     before = origin - beginning
                     infos.update((name, before + end) for name, end in several.items())
