@@ -135,6 +135,14 @@ def _remote(name: str, requests: int) -> list[Claim]:
     ]  # fmt: skip
 
 
+def _filling(results: Results) -> float:
+    times = results.times("load/smollm2")
+    found = [time.median for name, time in times.items() if name.startswith("filling")]
+    if not found:
+        raise KeyError("load/smollm2")
+    return min(found)
+
+
 CLAIMS: Final[list[Claim]] = [
     *(
         _times(f"open-{name}", f"open {title}: time against ggml's C library", bar, f"open/{name}", "mmgguf",
@@ -177,7 +185,15 @@ CLAIMS: Final[list[Claim]] = [
           lambda facts: facts["anonymous"] / 2**20, "{anonymous:,} bytes"),
     *_dequantize("numpy", "mmgguf, numpy", "gguf-py", ">= 2.0", ">= 3.5"),
     *_dequantize("numba", "mmgguf, numba", "C library", ">= 0.8", ">= 1.4"),
-    *_dequantize("torch", "mmgguf.torch", "diffusers", ">= 1.0", ">= 4.0", "dequantize in torch"),
+    *_dequantize("torch", "mmgguf.torch", "diffusers", ">= 3.0", ">= 4.0", "dequantize in torch"),
+    Claim("load", "load all of SmolLM2 as float32: speed against filling as much new memory, the fastest way", ">= 0.7",
+          lambda r: _filling(r) / r.median("load/smollm2", "mmgguf"),
+          lambda r: f"mmgguf {duration(r.median('load/smollm2', 'mmgguf'))}, filling memory {duration(_filling(r))}"),
+    *(
+        _times(f"rows-{type_}", f"get 1,000 random rows of an embedding in {type_}: time against np.take of float16",
+               "<= 2.0", f"rows/{type_}", "mmgguf", "np.take, float16")
+        for type_ in ("Q4_0", "Q8_0", "Q4_K", "Q6_K")
+    ),
     *(
         _times(f"threads-{type_}", f"dequantize {type_} with two threads: speed against one", ">= 1.7",
                f"threads/{type_}", "one thread", "two threads")
