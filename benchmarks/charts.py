@@ -195,10 +195,10 @@ def columns(
     def draw(theme: Theme) -> Any:
         figure = plt.figure(figsize=(WIDTH, height))
         _title(figure, title, note, height, theme)
-        axes = figure.add_axes((0.105, 1 - (head + 0.2 * n) / height, 0.875 - wide, 0.2 * n / height))
+        axes = figure.add_axes((0.105, 1 - (head + 0.2 * n) / height, 0.863 - wide, 0.2 * n / height))
         for place, row in enumerate(values.values()):
             for column, contestant in enumerate(contestants):
-                x = 1.0 + (0.02 + 0.082 * (column + 1)) / (0.875 - wide)
+                x = 1.0 + (0.02 + 0.082 * (column + 1)) / (0.863 - wide)
                 if contestant not in row:
                     axes.text(
                         x,
@@ -218,7 +218,7 @@ def columns(
                     x, place, number(median), transform=axes.get_yaxis_transform(), va="center", ha="right", fontsize=8
                 )
         for column, contestant in enumerate(contestants):
-            x = 1.0 + (0.02 + 0.082 * (column + 1)) / (0.875 - wide)
+            x = 1.0 + (0.02 + 0.082 * (column + 1)) / (0.863 - wide)
             words = textwrap.fill(label(contestant).replace("mmgguf, ", "mmgguf "), 9)
             axes.text(
                 x, -0.75, words, transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=7.5,
