@@ -221,7 +221,9 @@ class _Pair:
 
 
 def _items(values: Any, *, brief: bool = False, more: bool = False) -> str:
-    shown = [_item(item, brief) for item in values]
+    # Some at a time: the texts of a megabyte of small numbers would take fifty.
+    starts = range(0, len(values), 4096)
+    shown = [", ".join([_item(item, brief) for item in values[start : start + 4096]]) for start in starts]
     return f"[{', '.join(shown + [ELLIPSIS] * more)}]"
 
 
