@@ -61,10 +61,10 @@ class GGUFFile(Mapping[str, Tensor]):
         self.metadata: Metadata = shards[0].header.metadata
         # No property: jedi, which completes in notebooks, fails on one that returns a Literal.
         self.byte_order: ByteOrder = shards[0].header.byte_order
-        # Which shard has a tensor.  Its info comes from there, and is made when it is asked for.
-        self._where: dict[str, Shard] = dict.fromkeys(shards[0].header.tensors, shards[0])
-        for shard in shards[1:]:
-            self._where.update(dict.fromkeys(shard.header.tensors, shard))
+        # Which shard has a tensor, where there are several.  Its info comes from there, made when it is asked for.
+        self._only = shards[0] if len(shards) == 1 else None
+        self._where = {name: shard for shard in shards for name in shard.header.tensors} if len(shards) > 1 else {}
+        self._names: Mapping[str, object] = shards[0].header.tensors if self._only is not None else self._where
         self._closed = False
         for shard in shards:
             if access != "normal":
@@ -76,27 +76,28 @@ class GGUFFile(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         try:
-            shard = self._where[name]
+            shard = self._only or self._where[name]
+            header = shard.header
+            info = header.tensors[name]
         except KeyError:
             self._require_open()
             message = f"{self.path}: no tensor {shown(name, quoted=True)}"
-            raise NameNotFoundError(message, name, self._where) from None
+            raise NameNotFoundError(message, name, self._names) from None
         if self._closed:
             self._require_open()
-        header = shard.header
-        return Tensor(header.tensors[name], shard.file, header.data_offset, header.byte_order)
+        return Tensor(info, shard.file, header.data_offset, header.byte_order)
 
     def __iter__(self) -> Iterator[str]:
         self._require_open()
-        return iter(self._where)
+        return iter(self._names)
 
     def __len__(self) -> int:
         self._require_open()
-        return len(self._where)
+        return len(self._names)
 
     def __contains__(self, name: object) -> bool:
         self._require_open()
-        return name in self._where
+        return name in self._names
 
     def _ipython_key_completions_(self) -> list[str]:
         """What TAB offers in ``f["``."""
@@ -356,7 +357,7 @@ class GGUFFile(Mapping[str, Tensor]):
         if self._closed:
             return f"<GGUFFile {self.path} (closed)>"
         shards = f", {len(self.shards)} shards" if len(self.shards) > 1 else ""
-        return f"<GGUFFile {self.path}: {len(self._where)} tensors, {len(self.metadata)} metadata keys{shards}>"
+        return f"<GGUFFile {self.path}: {len(self._names)} tensors, {len(self.metadata)} metadata keys{shards}>"
 
 
 def open(

@@ -25,7 +25,7 @@ CALLS = """
     open open_shards Opener.open
     MappedFile.__init__ LocalFile.__init__ open_descriptor require_settled journal_path Storage.__init__
     parse_storage LocalFile.reader parse_header LocalFile.require_unchanged Metadata.__contains__
-    GGUFFile.__init__ TensorInfos.__iter__
+    GGUFFile.__init__
     GGUFFile.__getitem__ TensorInfos.__getitem__ Tensor.__init__
     Tensor.__getitem__ Tensor._stored_form select Tensor.data_at MappedFile.array dequantize
 """

@@ -39,36 +39,39 @@ def is_sound(infos: TensorInfos, header: Header, records: Records, size: float) 
     """
     if not infos:
         return True
-    stored, places = infos.places()
-    words, width = records.numbers_of(stored, 4), records.width
+    stored, places, tails = infos.places()
+    width = records.width
     sizes = records.numbers_of(stored, width)
-    n_dims = words[places].astype(np.intp)
-    tails = places + (4 + width * n_dims)
-    types = words[tails]
+    types = records.numbers_of(stored, 4)[tails]
     block_size = _BLOCK_SIZES.take(types, mode="clip")
     if np.count_nonzero(block_size) < len(types):
         return False
+    dims_size = tails - places - 4
     # As floats these cannot overflow, and up to 2**48 they are exact.
     elements, row = np.ones(len(types)), np.ones(1)
-    for axis in range(n_dims.max()):
-        ne = sizes[places + (4 + width * axis)]  # where there is no such axis, something else
-        has_axis = n_dims > axis
+    for before in range(0, np.maximum.reduce(dims_size), width):
+        ne = sizes[places + (4 + before)]  # where there is no such axis, something else
+        has_axis = dims_size > before
         if np.count_nonzero(has_axis) < len(types):
             ne = np.where(has_axis, ne, 1)
         elements *= ne
-        row = row if axis else ne
-    if elements.max() > 1 << 48 or elements.min() < 1 or np.count_nonzero(row.astype(np.int64) % block_size):
+        row = ne if before == 0 else row
+    if np.maximum.reduce(elements) > 1 << 48 or np.minimum.reduce(elements) < 1:
         return False
-    start = records.numbers_of(stored, 8)[tails + 4].astype(np.int64)
+    if np.count_nonzero(row.astype(np.int64) % block_size):
+        return False
+    offsets = records.numbers_of(stored, 8)[tails + 4]
+    if np.maximum.reduce(offsets) > min(size, 1 << 62) or int(np.bitwise_or.reduce(offsets)) & header.alignment - 1:
+        return False
+    start = offsets.astype(np.int64)
     nbytes = elements.astype(np.int64) // block_size * _TYPE_SIZES.take(types, mode="clip")
-    if np.count_nonzero(start[1:] < start[:-1]):
-        by_place = start.argsort()
-        start, nbytes = start[by_place], nbytes[by_place]
-    # Offsets of 2**63 and more are negative here.
-    if start[0] < 0 or start[-1] > min(size, 1 << 62) or np.count_nonzero(start & header.alignment - 1):
-        return False
     end = start + nbytes
-    return bool(end[-1] <= size - header.data_offset) and not np.count_nonzero(start[1:] < end[:-1])
+    if np.count_nonzero(start[1:] < end[:-1]):  # in another order, or overlapping
+        by_place = start.argsort()
+        start, end = start[by_place], end[by_place]
+        if np.count_nonzero(start[1:] < end[:-1]):
+            return False
+    return bool(end[-1] <= size - header.data_offset)
 
 
 def shape_problem(ne: Sequence[int], type_id: int) -> str | None:

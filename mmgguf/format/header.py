@@ -116,8 +116,8 @@ class TensorInfos(Mapping[str, TensorInfo]):
         The tensor infos as the file has them, one after another, and 64 bytes more.
     records : Records
         How the file stores its fields.
-    places : ndarray of intp, optional
-        The values of `infos`, where they are an array already.
+    places : pair of ndarray of intp, optional
+        What `places` gives besides `stored`, where it is known already.
     """
 
     __slots__ = ("_infos", "_places", "_records", "_stored")
@@ -127,7 +127,7 @@ class TensorInfos(Mapping[str, TensorInfo]):
         infos: dict[str, int | TensorInfo] | dict[str, int],
         stored: bytes,
         records: Records,
-        places: npt.NDArray[np.intp] | None = None,
+        places: tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]] | None = None,
     ) -> None:
         self._infos = cast(dict[str, int | TensorInfo], infos)
         self._stored = stored
@@ -166,9 +166,8 @@ class TensorInfos(Mapping[str, TensorInfo]):
             made = list(self.values())
             sizes = [info.nbytes if layout_of(info.type) else None for info in made]
             return list(self), sizes, [info.offset for info in made]
-        stored, places = self.places()
+        stored, places, tails = self.places()
         records = self._records
-        tails = places + 4 + records.width * records.numbers_of(stored, 4)[places].astype(np.intp)
         heads = [stored[start : stop + 4] for start, stop in zip(places.tolist(), tails.tolist(), strict=True)]
         nbytes: dict[bytes, int | None] = {}
         for head in set(heads):
@@ -179,11 +178,16 @@ class TensorInfos(Mapping[str, TensorInfo]):
         offsets = records.numbers_of(stored, 8)[tails + 4].tolist()
         return list(self._infos), [nbytes[head] for head in heads], offsets
 
-    def places(self) -> tuple[bytes, npt.NDArray[np.intp]]:
-        """The tensor infos as the file has them, and where in these each n_dims is; before any record is made."""
+    def places(self) -> tuple[bytes, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """The tensor infos as the file has them, and where in these each n_dims and each ggml type is.
+
+        To be called before any record is made.
+        """
         if self._places is None:
-            self._places = np.array(list(self._infos.values()), np.intp)
-        return self._stored, self._places
+            places = np.array(list(self._infos.values()), np.intp)
+            dims = self._records.numbers_of(self._stored, 4)[places].astype(np.intp)
+            self._places = places, places + (4 + self._records.width * dims)
+        return self._stored, *self._places
 
 
 @dataclass(frozen=True, slots=True)
