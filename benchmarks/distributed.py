@@ -150,6 +150,7 @@ def rank(path: Path) -> None:
             if mesh.get_rank() == 0:
                 print(json.dumps({"ranks": count, "way": way, "cold": is_cold, "reports": reports}), flush=True)
     dist.destroy_process_group()
+    time.sleep(1)  # torch 2.13 may abort where the interpreter ends before gloo's threads do
 
 
 def run(path: Path, count: int) -> list[dict[str, Any]]:
