@@ -23,6 +23,7 @@ __all__ = ["Tensor"]
 
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 _FLOAT32: Final = np.dtype(np.float32)
+_ARRAYS: Final = frozenset({np.ndarray, list})
 
 
 class Tensor(Arithmetic):
@@ -168,7 +169,11 @@ class Tensor(Arithmetic):
         (2, 1)
         """
         if self.storage.is_memory:
-            return self.data[key]  # type: ignore[no-any-return]
+            data = self.data
+            if data.dtype.names and isinstance(key, tuple) and not _ARRAYS.isdisjoint(map(type, key)):
+                # As opaque items: numpy copies structured ones field by field.
+                return data.view(f"V{data.dtype.itemsize}")[key].view(data.dtype)
+            return data[key]  # type: ignore[no-any-return]
         part = indexing.part(key, self._stored_form()[0])
         if part.rows is None:
             return self._stored(part.start, part.shape)[part.key]  # type: ignore[no-any-return]

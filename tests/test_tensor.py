@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mmgguf
-from mmgguf import GGMLType, dequant
+from mmgguf import GGMLType, TypedTensor, dequant
 from mmgguf.storage.local import ReadFile
 
 from .support.cases import Case, random_tensor
@@ -298,3 +298,18 @@ def test_other_libraries_take_a_tensor(take: Any, file: mmgguf.GGUFFile) -> None
         if take is _polars and not file[name].dtype.isnative:
             continue  # of swapped dtypes it takes none
         np.testing.assert_array_equal(take(file[name]), np.asarray(file[name]))
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize(
+    "key", [([1, -1], slice(1, 3)), (np.array([[0, 1], [1, 2]]),), (np.array(1), np.array(2)), (0, 1)]
+)
+def test_chosen_blocks_are_those_of_data(key: Any, order: Any, tmp_path: Path) -> None:
+    blocks = np.random.default_rng(0).integers(0, 256, 3 * 4 * 34, np.uint8)
+    tensor = TypedTensor(blocks, GGMLType.Q8_0, (3, 128))
+    mmgguf.write(tmp_path / "x.gguf", {"general.architecture": "llama"}, {"x": tensor}, byte_order=order)
+    with mmgguf.open(tmp_path / "x.gguf") as f:
+        chosen, expected = f["x"].data_at(key), f["x"].data[key]
+        assert type(chosen) is type(expected)
+        assert (chosen.dtype, chosen.shape) == (expected.dtype, expected.shape)
+        assert chosen.tobytes() == expected.tobytes()
