@@ -32,7 +32,8 @@ def test_whole_file(case: Case, real_model: Model) -> None:
             pytest.skip("the system has no such pages")
 
         def run() -> Any:
-            memory = mmap.mmap(-1, count * 4)
+            # Private, as what numpy gets is: shared memory, which is the default, takes no huge pages.
+            memory = mmap.mmap(-1, count * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             memory.madvise(getattr(mmap, advice))
             numbers = np.frombuffer(memory, np.float32)
             spread(lambda part: part.fill(1), np.array_split(numbers, 64), threads)
