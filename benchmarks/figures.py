@@ -99,12 +99,23 @@ def _compat(results: Results) -> str:
     )
 
 
+def _torch(results: Results) -> str:
+    """`mmgguf.torch.dequantize` beside diffusers' functions."""
+    rows = []
+    for case in results.cases("dequantize in torch"):
+        if {"diffusers", "mmgguf.torch"} <= set(results.times(case)):
+            times = [duration(results.median(case, name)) for name in ("diffusers", "mmgguf.torch")]
+            rows.append([case.partition("/")[2], *times, number(results.ratio(case, "diffusers", "mmgguf.torch"))])
+    return page.table(rows, ["type", "diffusers", "mmgguf.torch", "times as fast"])
+
+
 #: What stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``.
 BLOCKS: Final[dict[str, Callable[[Results], str]]] = {
     "headlines": _headlines,
     "missed": _missed,
     "jobs": page.jobs_table,
     "gguf-reader": _compat,
+    "torch": _torch,
 }
 
 
