@@ -400,7 +400,7 @@ def _headers(results: Results, draw: Draw) -> str:
 
 #: Rooms that fit into one table of times.
 REST: Final = {
-    "load": "load_file, all tensors as float32",
+    "load_file": "load_file, all tensors as float32",
     "rows": "1,000 random rows",
     "sources": "by a URL",
     "estimate": "estimate the memory",

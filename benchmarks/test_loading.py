@@ -53,7 +53,7 @@ def test_whole_file(case: Case, real_model: Model) -> None:
             for suffix, threads in (("", 1), (", all cores", cores()))
         },
     }
-    case.time(f"load/{real_model.id}", contestants, seconds=1.5, check=check, title=real_model.title, nbytes=count * 4)
+    case.time(f"load_file/{real_model.id}", contestants, seconds=1.5, check=check, title=real_model.title, nbytes=count * 4)
 
 
 @pytest.mark.parametrize("type_", [GGMLType.Q4_0, GGMLType.Q8_0, GGMLType.Q4_K, GGMLType.Q6_K], ids=lambda t: t.name)

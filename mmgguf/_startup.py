@@ -29,3 +29,6 @@ if is_program():
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal_default = True
+
+# Here, and not where it is first needed: among modules of the package, for whatever reason, it takes 10 ms longer.
+import numpy  # noqa: E402, F401
