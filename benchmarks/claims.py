@@ -188,7 +188,7 @@ CLAIMS: Final[list[Claim]] = [
     *_dequantize("torch", "mmgguf.torch", "diffusers", ">= 3.0", ">= 4.0", "dequantize in torch"),
     Claim("load", "load all of SmolLM2 as float32: speed against filling as much new memory, the fastest way", ">= 0.7",
           lambda r: _filling(r) / r.median("load_file/smollm2", "mmgguf"),
-          lambda r: f"mmgguf {duration(r.median('load_file/smollm2', 'mmgguf'))}, filling memory {duration(_filling(r))}"),
+          lambda r: f"mmgguf {duration(r.median('load_file/smollm2', 'mmgguf'))}, filling {duration(_filling(r))}"),
     *(
         _times(f"rows-{type_}", f"get 1,000 random rows of an embedding in {type_}: time against np.take of float16",
                "<= 2.0", f"rows/{type_}", "mmgguf", "np.take, float16")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,18 @@ from mmgguf.dequant.threads import cores, spread
 
 from .conftest import Case
 from .files import Files, Model, Sizes
+from .turns import Contestant
 
 ROWS = 1000
 WIDTH = 4096
+
+
+def forget_memory() -> None:
+    """Have malloc give back what is free, so that a result is in new memory: else it depends on what ran before."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc's
+        if trim is not None:
+            trim(0)
 
 
 def test_whole_file(case: Case, real_model: Model) -> None:
@@ -53,7 +64,9 @@ def test_whole_file(case: Case, real_model: Model) -> None:
             for suffix, threads in (("", 1), (", all cores", cores()))
         },
     }
-    case.time(f"load_file/{real_model.id}", contestants, seconds=1.5, check=check, title=real_model.title, nbytes=count * 4)
+    case.time(
+        f"load_file/{real_model.id}", contestants, seconds=1.5, check=check, title=real_model.title, nbytes=count * 4
+    )
 
 
 @pytest.mark.parametrize("type_", [GGMLType.Q4_0, GGMLType.Q8_0, GGMLType.Q4_K, GGMLType.Q6_K], ids=lambda t: t.name)
@@ -75,21 +88,24 @@ def test_rows(case: Case, files: Files, sizes: Sizes, type_: GGMLType) -> None:
     tensor = f["w"]
     expected = tensor.dequantize()[ids]
 
-    def gguf_py() -> Callable[[], Any]:
+    def ours() -> Contestant:
+        return Contestant(lambda: tensor[ids], forget_memory)
+
+    def gguf_py() -> Contestant:
         gguf = pytest.importorskip("gguf", reason="gguf-py is not installed: pip install gguf")
         raw = tensor.data.view(np.uint8).reshape(shape[0], -1)
         number = gguf.GGMLQuantizationType(int(type_))
-        return lambda: gguf.quants.dequantize(raw, number)[ids]
+        return Contestant(lambda: gguf.quants.dequantize(raw, number)[ids], forget_memory)
 
-    def halves() -> Callable[[], Any]:
+    def halves() -> Contestant:
         numbers = np.load(files.get("embedding.npy", write_halves, 2 * sizes.tokens * WIDTH), mmap_mode="r")
         numbers.max()  # brings its pages into the cache
-        return lambda: np.take(numbers, ids, axis=0)
+        return Contestant(lambda: np.take(numbers, ids, axis=0), forget_memory)
 
     def check(name: str, result: Any) -> None:
         assert result.shape == expected.shape
         assert "float16" in name or np.array_equal(result, expected)
 
-    contestants = {"mmgguf": lambda: lambda: tensor[ids], "np.take, float16": halves, "gguf-py": gguf_py}
+    contestants = {"mmgguf": ours, "np.take, float16": halves, "gguf-py": gguf_py}
     with f:
         case.time(f"rows/{type_.name}", contestants, check=check, title=f"{type_.name}, {shape[0]:,} × {WIDTH:,}")
