@@ -17,7 +17,7 @@ from ..format.metadata import Metadata
 from ..format.values import TypedValue
 from ..types import ValueType
 from .printing import is_terminal, print_lines, print_note, print_table, safe, size_text
-from .progress import progress_bar
+from .progress import progress_bar, refuse_existing
 
 __all__ = ["edit"]
 
@@ -52,7 +52,10 @@ def edit(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Change FILE itself.")] = False,
     reserve: Annotated[
-        int, typer.Option(metavar="BYTES", min=0, help="Room to leave for later edits, if the file is written anew.")
+        int,
+        typer.Option(
+            metavar="BYTES", min=0, max=1 << 30, help="Room to leave for later edits, if the file is written anew."
+        ),
     ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -80,6 +83,8 @@ def edit(
         raise typer.BadParameter("one of them is needed", param_hint="'--output' / '--in-place'")
     if output is not None and in_place:
         raise typer.BadParameter("only one of them can be given", param_hint="'--output' / '--in-place'")
+    if output is not None and not dry_run:  # before a question about what could not be written
+        refuse_existing(output, force)
     try:
         plan = _plan(file, set_ or [], set_file or [], delete or [], rename or [], output, reserve, force)
     except GGUFError:

@@ -14,14 +14,19 @@ from ..errors import human_size
 from ..selection import Progress
 from .printing import print_note, safe, shorten_middle, size_text
 
-__all__ = ["progress_bar", "writing"]
+__all__ = ["progress_bar", "refuse_existing", "writing"]
+
+
+def refuse_existing(target: Path, force: bool) -> None:
+    """Raise FileExistsError where there is a file already, unless ``--force`` is given."""
+    if target.exists() and not force:
+        raise FileExistsError(errno.EEXIST, "already exists; --force replaces it", str(target))
 
 
 @contextmanager
 def writing(target: Path, force: bool, *, dequantizes: bool = False) -> Iterator[Progress | None]:
     """Write a file in this context: it must not exist, unless ``--force`` is given; its size is printed at the end."""
-    if target.exists() and not force:
-        raise FileExistsError(errno.EEXIST, "already exists; --force replaces it", str(target))
+    refuse_existing(target, force)
     with progress_bar(target.name, dequantizes=dequantizes) as progress:
         yield progress
     print_note(f"wrote {target}: {size_text(os.path.getsize(target))}")

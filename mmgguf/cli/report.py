@@ -10,7 +10,7 @@ import typer
 
 from .options import File, Force
 from .printing import print_note, safe, size_text
-from .progress import progress_bar
+from .progress import progress_bar, refuse_existing
 
 __all__ = ["report"]
 
@@ -35,6 +35,7 @@ def report(
     """
     from ..report import write_page
 
+    refuse_existing(output, force)
     with progress_bar("looking", wanted=statistics or other is not None) as progress:
         write_page(file, output, other=other, statistics=statistics, progress=progress, force=force)
     print_note(f"wrote {safe(output)}: {size_text(os.path.getsize(output))}")

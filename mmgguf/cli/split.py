@@ -29,9 +29,10 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
     units = {name.lower(): factor for name, factor in _UNITS.items()}
-    if match is None or match[2].lower() not in units:
+    size = float(match[1]) * units[match[2].lower()] if match is not None and match[2].lower() in units else 0.0
+    if not 1 <= size < 1 << 63:
         raise typer.BadParameter(f"{text!r:.40} is not a size such as 2GiB or 500M")
-    return int(float(match[1]) * units[match[2].lower()])
+    return int(size)
 
 
 def split(

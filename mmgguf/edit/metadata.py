@@ -11,7 +11,7 @@ from ..errors import FileChangedError
 from ..file import GGUFFile, open
 from ..format.constants import DEFAULT_ALIGNMENT, PADDING_KEY
 from ..format.metadata import Metadata
-from ..format.writer import write
+from ..format.writer import check_split, write
 from ..inspect.contents import encoded, show_value
 from ..selection import Progress
 from ..types import ValueType
@@ -22,6 +22,9 @@ from .raw import RawHeader
 __all__ = ["Change", "Edit", "plan_edit", "replace_metadata"]
 
 _ALIGNMENT_KEY = "general.alignment"
+
+#: Bytes of padding at most: the header is made in memory.
+_MAX_RESERVE = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def replace_metadata(
     output : path-like, optional
         Where to write the edited file.  By default the file itself is edited.
     reserve : int, default 0
-        Bytes of padding to leave in the header when the file is written anew, for later edits in place.
+        Bytes of padding to leave in the header when the file is written anew, for later edits in place; at most 1 GiB.
     force : bool, default False
         Replace an `output` that is there; edit a file in place that a store knows by its digest.
     progress : callable, optional
@@ -149,7 +152,7 @@ def replace_metadata(
     Raises
     ------
     TypeError, ValueError
-        A value that its type does not hold, or a key that cannot be stored.
+        A value that its type does not hold, a key that cannot be stored, or a `reserve` beyond its range.
     NameNotFoundError
         A key to remove or to rename that is not there.
     GGUFError
@@ -192,6 +195,8 @@ def plan_edit(
     >>> [(change.kind, change.key) for change in edit.changes]
     [('changed', 'general.name')]
     """
+    if not 0 <= reserve <= _MAX_RESERVE:
+        raise ValueError(f"reserve must be from 0 to {_MAX_RESERVE} bytes, got {reserve}")
     changes, remove, rename = dict(changes or {}), list(remove), dict(rename or {})
     name = os.fsdecode(path)
     if output is None and "://" in name and not os.path.exists(name):
@@ -223,6 +228,8 @@ def _plan(
         if key == PADDING_KEY or (key.startswith("split.") and len(f.shards) > 1):
             raise ValueError(f"{key}: describes the layout of the file and cannot be edited")
     metadata = f.metadata.replace(changes, remove=remove, rename=rename)
+    if "split.count" in touched and "split.count" in metadata:
+        check_split(metadata.typed("split.count"), path if output is None else output)
     told = tuple(_changes(f.metadata, metadata, changes, remove, rename))
     raw = RawHeader.of(shard)
     pairs = {key: raw.pairs[old] for key, old in _origins(f.metadata, metadata, changes, rename)}

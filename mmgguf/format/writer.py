@@ -126,7 +126,7 @@ def write(
     pairs, alignment = _plan_metadata(metadata, None if alignment is None else _check_alignment(alignment))
     plans = _plan_tensors(tensors)
     header = _encode_header(pairs, plans, alignment, byte_order)
-    _check_split(pairs, path)
+    check_split(pairs.get(b"split.count"), path)
     with replacing(path) if target is None else target as file:
         file.write(header)
         _pad(file, len(header), alignment)
@@ -173,9 +173,8 @@ def _plan_metadata(metadata: Mapping[str, Any], alignment: int | None) -> tuple[
     return pairs, _check_alignment(stated.value)
 
 
-def _check_split(pairs: Mapping[bytes, TypedValue], path: str | os.PathLike[str]) -> None:
-    """Refuse a shard's metadata in a file without a shard's name, which could not be opened."""
-    stated = pairs.get(b"split.count")
+def check_split(stated: TypedValue | None, path: str | os.PathLike[str]) -> None:
+    """Refuse a ``split.count`` of more than one in a file without a shard's name, which could not be opened."""
     if stated is None:
         return
     if stated.type not in NUMBERS or NUMBERS[stated.type].dtype.kind not in "iu":

@@ -104,7 +104,10 @@ def test_everything_at_once_to_another_file(path: Path, tmp_path: Path) -> None:
         assert (f.metadata["other"], f.metadata.type_of("other")) == (5, V.INT8)
         assert "one.uint8" not in f.metadata
     result = run("edit", path, "--set", "new=1", "-o", tmp_path / "b.gguf")
-    assert (result.exit_code, "force" in result.output) == (1, True)
+    assert (result.exit_code, result.output) == (
+        1,
+        f"mmgguf: {tmp_path / 'b.gguf'}: already exists; --force replaces it\n",
+    )
     assert run("edit", path, "--set", "new=1", "-o", tmp_path / "b.gguf", "--force").exit_code == 0
 
 
@@ -113,6 +116,7 @@ def test_what_changes_nothing(path: Path, tmp_path: Path) -> None:
     assert run("edit", path, "--set", "new=1", "--dry-run").output == "added\tnew\t\tUINT32 1\n"
     assert run("edit", path, "--set", "new=1").exit_code == 2
     assert run("edit", path, "--in-place", "-o", tmp_path / "x").exit_code == 2
+    assert run("edit", path, "--in-place", "--reserve", 1 << 31, "--set", "new=1").exit_code == 2
     assert run("edit", path, "--in-place").exit_code == 0
     assert run("edit", path, "--delete", "none", "--in-place").exit_code == 1
     assert run("edit", path, "--recover").output == f"{path}: nothing\n"
@@ -155,7 +159,7 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1", "1X", "1e9", "0x10"])
+@pytest.mark.parametrize("text", ["", "G", "-1", "1X", "1e9", "0x10", "0", "0.5", "9" * 400, "9" * 19 + "G"])
 def test_what_is_no_size(text: str) -> None:
     import typer
 

@@ -16,7 +16,7 @@ import pytest
 import mmgguf
 from mmgguf import TypedValue, ValueType, edit
 from mmgguf.edit import copying
-from mmgguf.errors import NameNotFoundError
+from mmgguf.errors import NameNotFoundError, SplitError
 
 from ..format.test_replace import FORMS, SAMPLES, every_type
 from ..support import build, ggml
@@ -224,6 +224,14 @@ def test_refusals_leave_everything_as_it_was(tmp_path: Path, monkeypatch: pytest
         edit.replace_metadata(path, remove=["none"])
     with pytest.raises(ValueError, match="layout"):
         edit.replace_metadata(path, {"mmgguf.padding": 1})
+    for reserve in (-1, (1 << 30) + 1):
+        with pytest.raises(ValueError, match="reserve"):
+            edit.replace_metadata(path, longer, reserve=reserve)
+    for output in (None, tmp_path / "new.gguf"):
+        with pytest.raises(SplitError, match="not named"):  # a file that nobody could open, not even to mend it
+            edit.replace_metadata(path, {"split.count": 2}, output=output)
+        with pytest.raises(ValueError, match="integer"):
+            edit.replace_metadata(path, {"split.count": TypedValue("2", ValueType.STRING)}, output=output)
     monkeypatch.setattr(copying.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 100))
     for output in (None, tmp_path / "new.gguf"):
         with pytest.raises(OSError, match="are free") as caught:
