@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .conversion import empty, ranges, store
+from .conversion import ranges, store
+from .dequant.memory import HUGE_PAGE, empty
 from .dequant.threads import cores, spread
 from .tensor import Tensor
 
@@ -28,8 +29,6 @@ BATCH: Final = 64 << 20
 #: Bytes of results that a thread takes at a time.
 PART: Final = 4 << 20
 _ALIGNMENT: Final = 64
-#: Size of a huge page; larger on few systems.
-_HUGE: Final = 2 << 20
 
 
 class Pieces:
@@ -60,15 +59,10 @@ class Pieces:
 
 
 def _memory(nbytes: int) -> npt.NDArray[np.uint8]:
-    """New memory; if there is much of it, all of it in huge pages where the system has them.
-
-    What lies before the first boundary and behind the last is never touched, and takes no memory.
-    """
-    if nbytes < _HUGE:
+    """New memory; if there is much of it, all of it in whole huge pages where the system has them."""
+    if nbytes < HUGE_PAGE:
         return empty((nbytes,), np.dtype(np.uint8))
-    memory = np.empty(-(-nbytes // _HUGE) * _HUGE + _HUGE, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _HUGE
-    return memory[start : start + nbytes]
+    return empty((-(-nbytes // HUGE_PAGE) * HUGE_PAGE,), np.dtype(np.uint8))[:nbytes]
 
 
 class Batches:

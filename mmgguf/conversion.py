@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .dequant import dequantize
+from .dequant.memory import empty
 from .tensor import Tensor
 from .types import GGMLType
 
-__all__ = ["CHUNK_SIZE", "chunks", "empty", "ranges", "result_dtype", "store", "values"]
+__all__ = ["CHUNK_SIZE", "chunks", "ranges", "result_dtype", "store", "values"]
 
 #: The most bytes of numbers that `chunks` holds at a time.
 CHUNK_SIZE: Final = 16 << 20
-#: The least alignment of memory that XLA uses as it is.
-_ALIGNMENT: Final = 64
 #: A multiple of every block size.
 _ANY_BLOCK: Final = 256
 _FLOATS: Final = frozenset({GGMLType.F32, GGMLType.F16, GGMLType.F64, GGMLType.BF16})
@@ -46,17 +45,6 @@ def values(tensor: Tensor, dtype: npt.DTypeLike | None) -> npt.NDArray[Any]:
     out = empty(tensor.shape, target)
     store(data, tensor, out)
     return out
-
-
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Allocate memory that is aligned for XLA and for torch's kernels.
-
-    numpy's, because numpy asks for huge pages: a model's worth of torch's own takes three times as long to touch.
-    """
-    nbytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def store(blocks: npt.NDArray[Any], tensor: Tensor, out: npt.NDArray[Any], threads: int | None = None) -> None:

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import dequant
-from .conversion import empty, result_dtype, store
+from .conversion import result_dtype, store
 from .dequant import array_api as portable
+from .dequant.memory import empty
 from .errors import MissingExtraError
 from .file import GGUFFile, Source, opened
 from .loading import TensorMapping

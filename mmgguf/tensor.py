@@ -14,6 +14,8 @@ import numpy.typing as npt
 from . import indexing
 from .arithmetic import Arithmetic
 from .dequant import DTYPES, dequantize
+from .dequant.memory import empty
+from .dequant.threads import cores, spread
 from .errors import human_size, shown
 from .format.header import TensorInfo
 from .storage.base import Reference, Storage, open_same
@@ -24,6 +26,8 @@ __all__ = ["Tensor"]
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 _FLOAT32: Final = np.dtype(np.float32)
 _ARRAYS: Final = frozenset({np.ndarray, list})
+#: Bytes of numbers that are made of chosen rows at a time.
+_PORTION: Final = 2 << 20
 
 
 class Tensor(Arithmetic):
@@ -323,8 +327,30 @@ class Tensor(Arithmetic):
         if selection is None:
             whole: npt.NDArray[Any] = dequantize(self.data, self.type)[key]
             return whole
-        values: npt.NDArray[Any] = dequantize(self.data_at(selection.blocks), self.type)[selection.cut]
-        return values[()]  # as from numpy: where no axis is left, a scalar
+        if self.storage.is_memory and not _ARRAYS.isdisjoint(map(type, selection.blocks[:1])):
+            values = self._rows(selection.blocks)
+        else:
+            values = dequantize(self.data_at(selection.blocks), self.type)
+        return values[selection.cut][()]  # type: ignore[no-any-return]  # where no axis is left, a scalar as from numpy
+
+    def _rows(self, key: tuple[Any, ...]) -> npt.NDArray[Any]:
+        """The numbers of rows that an array chooses; of many, some at a time, whose blocks are in the cache then."""
+        rows, rest = np.asarray(key[0]), key[1:]
+        if rows.ndim == 1 and rest and all(isinstance(item, slice) for item in rest):
+            *inner, n_blocks = self.data[:1][(slice(None), *rest)].shape[1:]
+            shape = (len(rows), *inner, n_blocks * self.layout.block_size)
+            nbytes = math.prod(shape[1:]) * _FLOAT32.itemsize
+            step = _PORTION // nbytes if nbytes else 0
+            if 0 < step <= len(rows) // 4:
+                out = empty(shape, _FLOAT32)
+
+                def work(start: int) -> None:
+                    blocks = self.data_at((rows[start : start + step], *rest))
+                    dequantize(blocks, self.type, out=out[start : start + step], threads=1)
+
+                spread(work, range(0, len(rows), step), cores())
+                return out
+        return dequantize(self.data_at(key), self.type)
 
     def __len__(self) -> int:
         if not self.info.ne:

@@ -313,3 +313,26 @@ def test_chosen_blocks_are_those_of_data(key: Any, order: Any, tmp_path: Path) -
         assert type(chosen) is type(expected)
         assert (chosen.dtype, chosen.shape) == (expected.dtype, expected.shape)
         assert chosen.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("storage", ["mmap", "read"])
+def test_many_rows_are_made_in_portions(tmp_path: Path, storage: Any) -> None:
+    """Of the numbers of all rows, as numpy chooses them: bit for bit, also where a portion is not full."""
+    blocks = random_tensor(GGMLType.Q4_0, (300, 2, 64)).blocks
+    mmgguf.write(tmp_path / "model.gguf", {}, {"w": mmgguf.TypedTensor(blocks, GGMLType.Q4_0)})
+    with mmgguf.open(tmp_path / "model.gguf", storage=storage) as f:
+        t = f["w"]
+        whole = t.dequantize()
+        ids = np.random.default_rng(1).integers(-300, 300, 1003)
+        assert t[ids].nbytes > 8 << 20
+        for key in (
+            ids,
+            ids.tolist(),
+            (ids, 1),
+            (ids, slice(None, None, -1), slice(3, 2000, 5)),
+            (ids, ..., slice(7, 7)),
+        ):
+            same_bits(t[key], whole[key])
+        same_bits(t[ids.reshape(17, 59)], whole[ids.reshape(17, 59)])
+        with pytest.raises(IndexError, match="300"):
+            t[np.append(ids, 300)]

@@ -9,6 +9,7 @@ temporary grows with the tensor.
 from __future__ import annotations
 
 import importlib
+import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from ..errors import MissingExtraError, UnknownTypeError
 from ..types import LAYOUTS, GGMLType, Layout, layout_of
 from .halves import from_half, to_half
+from .memory import LARGE, empty
 from .threads import MOST_THREADS, cores, spread
 
 __all__ = ["BACKENDS", "DTYPES", "Backend", "dequantize", "get_backend", "target_dtype"]
@@ -141,7 +143,8 @@ def dequantize(
     threads = _thread_count(threads)
     plan = _plan(ggml_type, target, get_backend(backend))
     if out is None:
-        out = np.empty(shape, target)
+        is_large = math.prod(shape) * target.itemsize >= LARGE
+        out = empty(shape, target) if is_large else np.empty(shape, target)
     else:
         _check_out(out, shape, target, stored)
     _run(plan, stored, out, threads)

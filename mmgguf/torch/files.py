@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import torch
 
-from ..conversion import empty, result_dtype, store
+from ..conversion import result_dtype, store
+from ..dequant.memory import empty
 from ..file import GGUFFile, Source, opened
 from ..loading import TensorMapping
 from ..selection import Names, Progress, walk

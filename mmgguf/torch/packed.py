@@ -8,9 +8,9 @@ from typing import Any, Final, Self
 import torch
 
 from .. import dequant
-from ..conversion import empty
 from ..dequant import array_api as portable
 from ..dequant.dispatch import Backend
+from ..dequant.memory import empty
 from ..errors import MissingExtraError
 from ..packing import check_backend, logical_shape, takes_rows
 from ..types import LAYOUTS, GGMLType

@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement, Replicate
 
-from ...conversion import empty, result_dtype, store
+from ...conversion import result_dtype, store
+from ...dequant.memory import empty
 from ...errors import shown
 from ...file import GGUFFile
 from ...types import GGMLType
