@@ -71,8 +71,8 @@ def absences(results: Results, cases: Iterable[str]) -> str:
 def comparison(results: Results, case: str, others: Sequence[str] = ("C library", "gguf-py", "safetensors")) -> str:
     """``12 times as fast as ...`` for those that took part."""
     times = results.times(case)
-    found = [(results.ratio(case, other, "mmgguf"), label(other)) for other in others if other in times]
-    return ", ".join(f"{number(ratio)} times as fast as {other}" for ratio, other in found)
+    found = [(number(results.ratio(case, other, "mmgguf")), label(other)) for other in others if other in times]
+    return ", ".join(f"{'' if ratio == '1.0' else f'{ratio} times '}as fast as {other}" for ratio, other in found)
 
 
 # ---------------------------------------------------------------- sections
