@@ -124,7 +124,8 @@ def test_workers_read_no_more_of_a_cold_file_than_they_compute(client: Any, tmp_
         # Every fourth chunk, so that a read-ahead would show.
         dask.compute([array.blocks[i].sum() for i in range(0, 16, 4)])
         part = tensor.nbytes // 4
-        assert part <= f.resident() - before <= 1.05 * part
+        after = f.resident()  # of what was there before, some may belong to the first chunk
+        assert part <= after <= before + 1.05 * part
 
 
 @pytest.mark.parametrize("what", ["arrays", "statistics"])

@@ -31,7 +31,7 @@ def write_model(path: Path, rows: int = 1024, seed: int = 0) -> Path:
         "norm.bias": rng.standard_normal(512).astype(np.float32),
     }
     # More than the first step of a header, so that none of the tensors lies in it.
-    tokens = [f"{i:0100}" for i in range(12_000)] if rows > 100 else ["a"]
+    tokens = [f"{i:0100}" for i in range(remote.FIRST_STEP // 90)] if rows > 100 else ["a"]
     mmgguf.write(path, {"general.architecture": "test", "tokenizer.ggml.tokens": tokens}, tensors)
     return path
 
