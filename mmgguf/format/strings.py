@@ -458,8 +458,9 @@ class StringArray(Sequence[str]):
         width = self._chain.width
         mark, zeros = (width - 1, range(width - 1)) if self._chain.byte_order == "big" else (0, range(1, width))
         text[heads + mark if mark else heads] = 0xFF
-        long = heads[np.diff(heads, append=len(text)) >= 256 + width]
-        if len(long):
+        sizes = heads[1:] - heads[:-1]
+        if sizes.max(initial=len(text) - heads[-1]) >= 256 + width:
+            long = heads[np.append(sizes, len(text) - heads[-1]) >= 256 + width]
             for i in zeros:
                 text[long + i] = 0
         if len(text) - np.count_nonzero(text) == len(heads) * (width - 1):
