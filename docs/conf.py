@@ -26,6 +26,7 @@ extensions = [
     "numpydoc",
     "sphinx_copybutton",
     "types_page",  # types_page.py, beside this file
+    "explorer_page",
 ]
 exclude_patterns = ["_build", "_generated"]
 templates_path = ["_templates"]
