@@ -43,7 +43,11 @@ def edit(
     ] = None,
     set_file: Annotated[
         list[str] | None,
-        typer.Option("--set-file", metavar="KEY=FILE", help="A new string, the contents of FILE. Repeatable."),
+        typer.Option(
+            "--set-file",
+            metavar="KEY=FILE",
+            help="A new string: what FILE holds, but for a newline at its end. Repeatable.",
+        ),
     ] = None,
     delete: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Leave a key out. Repeatable.")] = None,
     rename: Annotated[
@@ -131,7 +135,8 @@ def _plan(
             changes[key] = _value(f.metadata, known, key, type_name, value)
         for text in set_file:
             key, name = _pair(text, "--set-file")
-            changes[key] = TypedValue(Path(name).read_bytes(), ValueType.STRING)
+            # `show FILE KEY` ends with one, as editors do.
+            changes[key] = TypedValue(Path(name).read_bytes().removesuffix(b"\n"), ValueType.STRING)
     return plan_edit(file, changes, remove=delete, rename=renamed, output=output, reserve=reserve, force=force)
 
 

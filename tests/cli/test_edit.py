@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import mmgguf
-from mmgguf import ValueType
+from mmgguf import ValueType, edit
 from mmgguf.errors import human_size
 
 from ..format.test_replace import every_type
@@ -109,6 +109,16 @@ def test_everything_at_once_to_another_file(path: Path, tmp_path: Path) -> None:
         f"mmgguf: {tmp_path / 'b.gguf'}: already exists; --force replaces it\n",
     )
     assert run("edit", path, "--set", "new=1", "-o", tmp_path / "b.gguf", "--force").exit_code == 0
+
+
+@pytest.mark.parametrize("template", ["{{ a }}", "{{ a }}\n", "\n\n", ""])
+def test_what_show_gave_comes_back(path: Path, tmp_path: Path, template: str) -> None:
+    edit.replace_metadata(path, {"tokenizer.chat_template": template})
+    shown = run("show", path, "tokenizer.chat_template")
+    (tmp_path / "template").write_text(shown.stdout, "utf-8", newline="")
+    result = run("edit", path, "--set-file", f"tokenizer.chat_template={tmp_path / 'template'}", "--in-place")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert mmgguf.open(path).metadata["tokenizer.chat_template"] == template
 
 
 def test_what_changes_nothing(path: Path, tmp_path: Path) -> None:
