@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import os
 import signal
 import subprocess
@@ -88,15 +89,39 @@ def test_a_closed_pipe(command: list[str], unbuffered: str, model: Path) -> None
 
 
 @posix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [["ls", "--json"], ["show", "--full"]], ids=" ".join)
-def test_a_pipe_that_is_closed_on_the_way(command: list[str], model: Path) -> None:
-    with start([*MMGGUF, *command, model], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_pipe_that_is_closed_on_the_way(command: list[str], unbuffered: str, is_full: bool, model: Path) -> None:
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with start([*MMGGUF, *command, model], env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, **options) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(10)
+        if is_full:  # in the middle of a write, which has to wait
+            import fcntl
+            import termios
+
+            held = array.array("i", [0])
+            while held[0] < 60_000:
+                assert process.poll() is None
+                fcntl.ioctl(process.stdout, termios.FIONREAD, held)
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 2
+
+
+@posix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_file_that_takes_a_part(unbuffered: str, model: Path, tmp_path: Path) -> None:
+    """The system writes up to the limit, and says so only at the next write."""
+    with open(tmp_path / "out", "wb") as out:
+        process = start(
+            ["sh", "-c", 'ulimit -f 100 && exec "$@"', "sh", *MMGGUF, "show", "--full", model],
+            stdout=out, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+        _, said = process.communicate()
+    assert (process.returncode, said) == (2, "mmgguf: the output cannot be written: File too large\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -9,6 +9,7 @@ whatever could drive a terminal, or show a text other than the one that is there
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -360,6 +361,7 @@ def errors_as_one_line(status: int = 1) -> Iterator[None]:
     An output that takes no more has the status 2; about a reader that went away, as ``head`` does, nothing is said.  An
     interrupt becomes exit status 130.  Anything else is a bug of ours, and keeps its traceback.
     """
+    _buffer_output()
     # Whatever the terminal's encoding lacks must not stop the output.
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -407,6 +409,14 @@ def _os_message(error: OSError) -> str:
     if error.filename is None:
         return error.strerror or str(error)
     return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def _buffer_output() -> None:
+    """Have the output written as a whole: with PYTHONUNBUFFERED, what the system does not take at once is forgotten."""
+    raw = getattr(sys.stdout, "buffer", None)
+    if isinstance(raw, io.RawIOBase):
+        whole: Any = io.BufferedWriter(raw)
+        sys.stdout = io.TextIOWrapper(whole, sys.stdout.encoding, sys.stdout.errors, line_buffering=True)
 
 
 def _drop_output() -> None:
