@@ -387,7 +387,7 @@ def _parts(cut: tuple[tuple[int, ...], ...]) -> Iterator[tuple[slice, ...]]:
 def _read(reference: _Reference, part: tuple[slice, ...], dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
     """A chunk: numbers of that dtype, or stored blocks where there is none."""
     tensor = _restored(reference)
-    stored = np.ascontiguousarray(_stored(tensor, part, 1 if dtype is None else tensor.layout.block_size))
+    stored = np.asarray(_stored(tensor, part, 1 if dtype is None else tensor.layout.block_size), order="C")
     if dtype is None or stored.dtype == dtype:
         # A task's result outlives the file, which others may change.
         return stored.copy() if stored.base is not None else stored
