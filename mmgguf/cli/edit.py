@@ -185,7 +185,7 @@ def _guess(text: str, is_array: bool) -> ValueType:
 
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     if is_array and isinstance(value, list) and value:
         element_type = infer_type(value, "--set").element_type
@@ -210,7 +210,7 @@ def _scalar(text: str, type_: ValueType, key: str) -> Any:
 def _json(text: str, key: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{safe(key)}: {error}: {text!r:.60}", param_hint="--set") from None
 
 

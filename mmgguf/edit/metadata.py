@@ -100,7 +100,8 @@ class Edit:
             if shard.file.region(0, len(self._old)).tobytes() != self._old:
                 raise FileChangedError(f"{self.path}: has changed since the edit was planned")
             if not self._new:
-                write(self.output, f.metadata.replace(**self._arguments), f, byte_order=f.byte_order)
+                own = {name: f[name] for name in shard.header.tensors}  # of a split model, `f` has those of all shards
+                write(self.output, f.metadata.replace(**self._arguments), own, byte_order=f.byte_order)
                 return
             copier = Copier(self.nbytes - len(self._new) - self._padding, progress)
             with new_files([self.output], self.path) as (file,):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mmgguf
@@ -175,3 +176,19 @@ def test_what_is_no_size(text: str) -> None:
 
     with pytest.raises(typer.BadParameter):
         parse_size(text)
+
+
+def test_a_shard_keeps_its_own_tensors(tmp_path: Path) -> None:
+    path, expected = tmp_path / "whole.gguf", ["a", "b", "c", "d"]
+    mmgguf.write(path, {}, {name: np.zeros(4, "f4") for name in expected})
+    shards = edit.split(path, tmp_path / "shard", max_tensors=len(expected) // 2)
+    # Another alignment: the writer lays all tensors of the file out anew.
+    assert run("edit", shards[0], "--set", "general.alignment=64", "--in-place").exit_code == 0
+    with mmgguf.open(shards[0]) as f:
+        assert (len(f.shards), list(f)) == (len(shards), expected)
+
+
+@pytest.mark.parametrize("option", ["new=", "general.tags:[string]="])
+def test_json_that_is_too_deep(path: Path, option: str) -> None:
+    result = run("edit", path, "--set", option + "[" * 50_000, "--dry-run")
+    assert result.exception is None or isinstance(result.exception, SystemExit)
