@@ -137,6 +137,8 @@ def save_file(
         if metadata is None:
             converted = any(f[name].layout.dtype != dtypes[name] for name in order)
             metadata = _encode_metadata(f.metadata, converted, f.path)
+        elif not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+            raise TypeError("metadata of safetensors is strings by string")
         blocks = {name: GGMLType(f[name].type).name for name in order if dtypes[name].names}
         if blocks:
             metadata = {**metadata, BLOCKS_KEY: json.dumps(blocks)}

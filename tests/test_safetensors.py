@@ -375,3 +375,11 @@ def test_the_metadata_s_types_are_those_of_the_enumeration(tmp_path: Path) -> No
     with safetensors.safe_open(tmp_path / "x.safetensors", "np") as file:
         names = set(json.loads(file.metadata()[TYPES_KEY]).values())
     assert names == {f"{type_.name}[]" for type_ in ValueType if type_ is not ValueType.ARRAY}
+
+
+@pytest.mark.parametrize("metadata", [{"a": 1}, {"a": None}, {"a": b"x"}, {1: "a"}])
+def test_metadata_that_is_no_text(tmp_path: Path, metadata: Any) -> None:
+    mmgguf.write(tmp_path / "a.gguf", {}, {"t": np.zeros(4, "f4")})
+    with pytest.raises(TypeError, match="strings by string"):
+        mmgguf.safetensors.save_file(tmp_path / "a.gguf", tmp_path / "a.safetensors", metadata=metadata)
+    assert not (tmp_path / "a.safetensors").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Final
 
@@ -63,7 +64,8 @@ def show_tensor(model: GGUFFile, name: str, rows: str | None, block: int | None,
         _show_block(tensor, block, json)
         return
     values = tensor[_rows(rows, len(tensor)) if tensor.ndim else ()]
-    flat = np.asarray(values).reshape(-1, tensor.shape[-1]) if tensor.ndim else np.asarray(values).reshape(1, 1)
+    array = np.asarray(values)
+    flat = array.reshape(math.prod(array.shape[:-1]), array.shape[-1] if array.ndim else 1)
     if json:
         print_json({"name": name, "type": _type_name(tensor), "shape": list(tensor.shape), "values": values.tolist()})
         return

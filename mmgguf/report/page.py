@@ -76,11 +76,12 @@ def write_page(
     with opened(source) as f:
         found = stats(f, progress=progress) if statistics else {}
         comparison, name = None, None
+        sources = [shard.path for shard in f.shards]
         if other is not None:
             with opened(other) as g:
                 comparison, name = compare_values(f, g, progress=progress), g.path
+                sources += [shard.path for shard in g.shards]
         html = render(f, found, comparison, name)
-        sources = [shard.path for shard in f.shards]
     with replacing(target, [path for path in sources if os.path.exists(path)]) as file:
         file.write(html.encode())
 

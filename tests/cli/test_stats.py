@@ -98,6 +98,15 @@ def test_rows_that_cannot_be(path: Path, rows: str) -> None:
     assert run("show", path, "--tensor", "w", "--rows", rows).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((6,), "0.0\t0.0\t0.0\t0.0\n"), ((), "0.0\n"), ((0,), "\n"), ((2, 0), "\n\n")]
+)
+def test_show_a_vector_and_what_is_empty(tmp_path: Path, shape: tuple[int, ...], expected: str) -> None:
+    mmgguf.write(tmp_path / "a.gguf", {}, {"t": np.zeros(shape, "f4")})
+    result = run("show", tmp_path / "a.gguf", "--tensor", "t")
+    assert (result.exit_code, result.output) == (0, expected)
+
+
 def test_show_a_block_of_each_type(all_types: Path) -> None:
     with mmgguf.open(all_types) as f:
         for name, tensor in f.items():

@@ -281,3 +281,12 @@ def test_search_sort_and_choice(browser: Any, smollm2: Path, tmp_path: Path) -> 
     page.wait_for_timeout(200)
     visit.check()
     page.close()
+
+
+def test_the_page_replaces_neither_model(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        mmgguf.write(tmp_path / f"{name}.gguf", {}, {"t": np.zeros(4, "f4")})
+    before = (tmp_path / "b.gguf").read_bytes()
+    with pytest.raises(OSError, match="would be lost"):
+        write_page(tmp_path / "a.gguf", tmp_path / "b.gguf", other=tmp_path / "b.gguf", force=True)
+    assert (tmp_path / "b.gguf").read_bytes() == before
